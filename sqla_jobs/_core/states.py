@@ -1,0 +1,68 @@
+"""The life of a job, as a table. Every rule about states lives in this file."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    """Where a job is in its life; stored as text."""
+
+    SCHEDULED = "scheduled"  # due later, outside the claim index
+    AVAILABLE = "available"  # may be claimed
+    RUNNING = "running"  # leased by one attempt
+    RETRYABLE = "retryable"  # failed, waits out its backoff
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    DISCARDED = "discarded"  # the dead letters
+
+
+S = JobState
+
+TRANSITIONS: dict[JobState, dict[JobState, str]] = {
+    S.SCHEDULED: {S.AVAILABLE: "stage", S.CANCELLED: "cancel"},
+    S.AVAILABLE: {S.RUNNING: "claim", S.CANCELLED: "cancel"},
+    S.RUNNING: {
+        S.COMPLETED: "complete",
+        S.RETRYABLE: "retry",
+        S.SCHEDULED: "snooze",
+        S.CANCELLED: "cancel",
+        S.DISCARDED: "discard",
+        S.AVAILABLE: "release, rescue",
+    },
+    S.RETRYABLE: {S.AVAILABLE: "stage", S.CANCELLED: "cancel"},
+    S.COMPLETED: {S.AVAILABLE: "requeue"},
+    S.CANCELLED: {S.AVAILABLE: "requeue"},
+    S.DISCARDED: {S.AVAILABLE: "requeue"},
+}
+"""From each state, the states a job may go to and the verb that moves it."""
+
+FINAL = frozenset({S.COMPLETED, S.CANCELLED, S.DISCARDED})
+"""States without further work; retention deletes jobs in them."""
+
+LIVE = frozenset(JobState) - FINAL
+"""States that still lead to an attempt; they hold the unique key."""
+
+WAITING = frozenset({S.SCHEDULED, S.RETRYABLE})
+"""States that staging turns into `available` once ``run_at`` has come."""
+
+CANCELLABLE = frozenset({S.SCHEDULED, S.AVAILABLE, S.RETRYABLE})
+"""States a request to cancel ends at once; a running job is only asked."""
+
+
+class Lane:
+    """The order inside one priority: fresh jobs, then retried, then rescued."""
+
+    FRESH = 0
+    RETRIED = 1
+    RESCUED = 2
+
+
+def diagram() -> str:
+    """Return the life of a job as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2"]
+    lines += ["    [*] --> scheduled: run_at, delay", "    [*] --> available: add"]
+    for source, targets in TRANSITIONS.items():
+        lines += [f"    {source} --> {to}: {verb}" for to, verb in targets.items()]
+    lines += [f"    {state} --> [*]: purge" for state in JobState if state in FINAL]
+    return "\n".join(lines) + "\n"
