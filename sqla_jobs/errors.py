@@ -27,6 +27,10 @@ class MissingTables(SqlaJobsError):
     """The database lacks tables of the job system."""
 
 
+class PostgresServerError(SqlaJobsError, RuntimeError):
+    """A `sqla_jobs.testing.PostgresServer` cannot be found, started or used."""
+
+
 class DuplicateJob(SqlaJobsError):
     """A live job already holds the unique key."""
 

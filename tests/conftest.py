@@ -1,0 +1,22 @@
+"""Fixtures for all tests: a database of this test process, and an engine on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, create_engine
+
+
+@pytest.fixture(scope="session")
+def dsn(sqla_jobs_dsn: str) -> str:
+    """Return the URL of this process's database, which starts empty."""
+    return sqla_jobs_dsn
+
+
+@pytest.fixture(scope="session")
+def engine(dsn: str) -> Iterator[Engine]:
+    """Yield a psycopg engine on this process's database."""
+    engine = create_engine(dsn)
+    yield engine
+    engine.dispose()
