@@ -1,0 +1,9 @@
+"""The job classes of an application: `JobMixin`, `Arg`, and what they make of a Base."""
+
+from __future__ import annotations
+
+from sqla_jobs.models.arg import Arg as Arg
+from sqla_jobs.models.arg import arg as arg
+from sqla_jobs.models.inspect import JobTables as JobTables
+from sqla_jobs.models.inspect import job_tables as job_tables
+from sqla_jobs.models.mixins import JobMixin as JobMixin

@@ -1,0 +1,50 @@
+"""What a root class knows about its tables and kinds, and how to ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import blake2s
+from typing import Any
+
+from sqlalchemy import Table
+
+from sqla_jobs.errors import JobDefinitionError
+
+
+@dataclass(frozen=True, eq=False)
+class JobTables:
+    """One root class with its tables; `kinds` maps kinds and aliases to classes."""
+
+    root: type[Any]
+    table: Table
+    attempts: Table
+    queues: Table
+    runners: Table
+    kinds: dict[str, type[Any]] = field(default_factory=dict)
+
+    @property
+    def channel(self) -> str:
+        """The notification channel that wakes the runners of these tables."""
+        return channel_name(self.table)
+
+
+def channel_name(table: Table) -> str:
+    """Return the wake-up channel of the hot table *table*."""
+    name = f"{table.schema or ''}.{table.name}"
+    return "sqla_jobs_" + blake2s(name.encode(), digest_size=8).hexdigest()
+
+
+def job_tables(job: Any) -> JobTables:
+    """
+    Return the tables of a root class, a job class or a job.
+
+    Raises:
+        JobDefinitionError: If *job* is none of these.
+    """
+    found = getattr(job, "__jobs__", None)
+    if isinstance(found, JobTables):
+        return found
+    raise JobDefinitionError(
+        f"{job!r} is not a job class; give a class made with JobMixin that has a"
+        " __tablename__, or a subclass of one"
+    )

@@ -1,0 +1,114 @@
+"""The support tables of a root class, and the classes mapped to them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID as PyUUID
+
+from sqlalchemy import BigInteger, Boolean, Column, Integer, Table, Text, func, text
+from sqlalchemy.orm import Mapped, registry
+
+from sqla_jobs.models.types import JSON_VALUE, TIME, UUID
+
+
+class SupportRow:
+    """A row of a support table; written by the library, read by anybody."""
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+class AttemptRow(SupportRow):
+    """One attempt that ended; by default only those that did not complete."""
+
+    job_id: Mapped[int]
+    lease_token: Mapped[int]
+    number: Mapped[int]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime]
+    runner_id: Mapped[PyUUID | None]
+    outcome: Mapped[str]
+    error: Mapped[str | None]
+    traceback: Mapped[str | None]
+
+
+class QueueRow(SupportRow):
+    """What operators set for one queue; a queue without a row has the defaults."""
+
+    name: Mapped[str]
+    paused: Mapped[bool]
+
+
+class RunnerRow(SupportRow):
+    """A runner that is alive, or was at *seen_at*."""
+
+    id: Mapped[PyUUID]
+    name: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int]
+    queues: Mapped[list[str] | None]
+    kinds: Mapped[list[str]]
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+
+
+Row = TypeVar("Row", bound=SupportRow)
+
+
+def attempts_table(jobs: Table) -> Table:
+    """Return the table of finished attempts that belongs to *jobs*."""
+    return _table(
+        jobs,
+        "attempts",
+        Column("job_id", BigInteger, primary_key=True, autoincrement=False),
+        Column("lease_token", BigInteger, primary_key=True, autoincrement=False),
+        Column("number", Integer, nullable=False),
+        Column("started_at", TIME),
+        Column("finished_at", TIME, nullable=False, server_default=func.now()),
+        Column("runner_id", UUID),
+        Column("outcome", Text, nullable=False),
+        Column("error", Text),
+        Column("traceback", Text),
+    )
+
+
+def queues_table(jobs: Table) -> Table:
+    """Return the table of queue settings that belongs to *jobs*."""
+    return _table(
+        jobs,
+        "queues",
+        Column("name", Text, primary_key=True),
+        Column("paused", Boolean, nullable=False, server_default=text("false")),
+    )
+
+
+def runners_table(jobs: Table) -> Table:
+    """Return the table of runners that belongs to *jobs*."""
+    return _table(
+        jobs,
+        "runners",
+        Column("id", UUID, primary_key=True),
+        Column("name", Text, nullable=False),
+        Column("host", Text, nullable=False),
+        Column("pid", Integer, nullable=False),
+        Column("queues", JSON_VALUE),
+        Column("kinds", JSON_VALUE, nullable=False, server_default=text("'[]'")),
+        Column("started_at", TIME, nullable=False, server_default=func.now()),
+        Column("seen_at", TIME, nullable=False, server_default=func.now()),
+    )
+
+
+def map_row(reg: registry, row: type[Row], table: Table, *, owner: type) -> type[Row]:
+    """Return a subclass of *row* mapped to *table*, named after *owner*."""
+    name = f"{owner.__name__}{row.__name__.removesuffix('Row')}"
+    namespace = {"__module__": owner.__module__, "__doc__": row.__doc__}
+    made = type(name, (row,), namespace)
+    reg.map_imperatively(made, table)
+    return made
+
+
+def _table(jobs: Table, suffix: str, *columns: Column[Any]) -> Table:
+    name = f"{jobs.name}_{suffix}"
+    return Table(name, jobs.metadata, *columns, schema=jobs.schema)
