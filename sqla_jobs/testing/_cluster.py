@@ -68,9 +68,9 @@ class Cluster:
     """
 
     def __init__(self) -> None:
-        self._account = _folders.server_account()
+        self._identity = _folders.server_identity()
         self._programs = _binaries.find_binaries()
-        self.folder = _folders.make_folder(self._account)
+        self.folder = _folders.make_folder(self._identity)
         # Before all the rest: a kill from here on leaves nothing behind.
         self._watchdog = self._watch()
         _clusters.add(self)
@@ -113,12 +113,13 @@ class Cluster:
                 cwd=self.folder.parent,
                 env=_environment(),
                 start_new_session=True,
-                **self._account.popen_options(),
+                **self._identity,
             )
         except OSError as error:
             self.folder.rmdir()
-            uid = self._account.uid
-            raise PostgresServerError(f"cannot start a process as {uid=}") from error
+            raise PostgresServerError(
+                f"cannot start a process {self._as_whom()}: {error}"
+            ) from error
 
     def _settle_programs(self) -> None:
         """Make sure that the server's user can execute the programs."""
@@ -127,7 +128,7 @@ class Cluster:
             self._programs = _binaries.copy_wheel(self._programs, copy)
         if not self._executable():
             raise PostgresServerError(
-                f"user {self._account.uid} cannot execute {self._programs}/postgres"
+                f"cannot execute {self._programs / 'postgres'} {self._as_whom()}"
             )
         self._pipe.write(os.fsencode(self._programs / "pg_ctl") + b"\n")
         self._pipe.flush()
@@ -173,6 +174,10 @@ class Cluster:
                 f"PostgreSQL did not start; its log ends:\n{self._log_tail()}"
             )
 
+    def _as_whom(self) -> str:
+        uid = self._identity.get("user")
+        return "as ourselves" if uid is None else f"as user {uid}"
+
     def _run(self, program: str, *arguments: str) -> int:
         # Into a file: a pipe would stay open for as long as the server does.
         with (self.folder / "programs.log").open("ab") as log:
@@ -184,7 +189,7 @@ class Cluster:
                 cwd=self.folder,
                 env=_environment(),
                 check=False,
-                **self._account.popen_options(),
+                **self._identity,
             ).returncode
 
     def _log_tail(self) -> str:

