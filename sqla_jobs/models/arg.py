@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy import ColumnElement
 
+from sqla_jobs._core.payloads import Codec, codec_for
+from sqla_jobs.errors import JobDefinitionError, PayloadError
+from sqla_jobs.models.annotations import generic_name, inner_type, own_annotations
+from sqla_jobs.models.expressions import expression
 
 T = TypeVar("T")
 
@@ -17,6 +21,7 @@ class _Unset:
 
 
 UNSET: Any = _Unset()
+"""Stands for a default that was not given; None is a value."""
 
 
 class Arg(Generic[T]):
@@ -28,20 +33,83 @@ class Arg(Generic[T]):
     be assigned again.
     """
 
-    name: str = ""
+    name: str = "?"
+    owner: type[Any] = object
 
     def __init__(
-        self, *, default: Any = UNSET, default_factory: Callable[[], Any] | None = None
+        self,
+        *,
+        default: Any = UNSET,
+        default_factory: Callable[[], Any] | None = None,
     ) -> None:
+        if default is not UNSET and default_factory is not None:
+            raise JobDefinitionError("arg() takes default= or default_factory=")
         self.default, self.default_factory = default, default_factory
+        self._codec: Codec | None = None
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
         self.owner, self.name = owner, name
+
+    def __repr__(self) -> str:
+        return f"<Arg {self.path}>"
+
+    @property
+    def path(self) -> str:
+        """The argument's name in errors, e.g. ``SendInvoice.subject``."""
+        return f"{self.owner.__name__}.{self.name}"
 
     @property
     def required(self) -> bool:
         """Whether the constructor needs a value."""
         return self.default is UNSET and self.default_factory is None
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of T; found at the first use, when all names are defined."""
+        if self._codec is None:
+            try:
+                self.resolve({})
+            except NameError as error:
+                raise JobDefinitionError(
+                    f"{self.path}: the annotation name {error.name!r} is not found;"
+                    " define or import it in the module, outside TYPE_CHECKING"
+                ) from error
+        assert self._codec is not None
+        return self._codec
+
+    def resolve(self, scope: dict[str, Any]) -> None:
+        """
+        Find the codec; *scope* holds local names at the class statement.
+
+        Raises:
+            NameError: If a name in the annotation is not defined, or not yet.
+            JobDefinitionError: If the type cannot be stored as JSON.
+        """
+        annotation = own_annotations(self.owner).get(self.name)
+        if generic_name(annotation) != "Arg":
+            raise JobDefinitionError(
+                f"{self.path} = arg() has no type; write {self.name}: Arg[str] = arg()"
+            )
+        inner = inner_type(annotation, self.owner, scope)
+        try:
+            self._codec = codec_for(inner)
+        except JobDefinitionError as error:
+            raise JobDefinitionError(f"{self.path}: {error}") from error
+
+    def encode(self, value: Any) -> Any:
+        """
+        Return *value* as it is stored.
+
+        Raises:
+            PayloadError: If it is not of type T.
+        """
+        return self.codec.encode(value, self.path)
+
+    def encoded_default(self) -> Any:
+        """Return a new default as it is stored."""
+        if self.default_factory is not None:
+            return self.encode(self.default_factory())
+        return self.encode(self.default)
 
     if TYPE_CHECKING:
 
@@ -52,19 +120,58 @@ class Arg(Generic[T]):
 
     def __get__(self, obj: Any, owner: Any) -> Any:
         if obj is None:
-            return owner.payload[self.name].as_string()
-        return (obj.payload or {}).get(self.name)
+            return expression(owner, self.name, self.codec)
+        payload = obj.payload
+        try:
+            if type(payload) is dict and self.name in payload:
+                return self.codec.decode(payload[self.name], self.path)
+            return self._missing(payload)
+        except PayloadError as error:
+            raise PayloadError(f"{obj!r}: {error}") from error
 
     def __set__(self, obj: Any, value: T) -> None:
-        obj.payload = {**(obj.payload or {}), self.name: value}
+        # A new dict: the ORM compares by identity, so it sees the change.
+        obj.payload = {**(obj.payload or {}), self.name: self.encode(value)}
+
+    def _missing(self, payload: Any) -> Any:
+        # Rows from before the argument existed have its default.
+        if isinstance(payload, dict | None) and not self.required:
+            return self.codec.decode(self.encoded_default(), self.path)
+        raise PayloadError(f"{self.path}: the payload has no key {self.name!r}")
 
 
 def arg(*, default: Any = UNSET, default_factory: Any = None) -> Any:
     """
-    Declare a payload key with a default.
+    Declare a payload key with a default: ``subject: Arg[str] = arg(default="")``.
 
     Args:
-        default: The value when the constructor is given none; default: required.
-        default_factory: Called for each job instead, for lists and dicts.
+        default: The value when the constructor is given none; default: it is required.
+        default_factory: Called for each job instead; for lists and dicts.
+
+    Raises:
+        JobDefinitionError: If both are given.
     """
     return Arg(default=default, default_factory=default_factory)
+
+
+def args_of(cls: type[Any]) -> dict[str, Arg[Any]]:
+    """Return the arguments of a job class, inherited ones first."""
+    found: dict[str, Arg[Any]] = {}
+    for base in reversed(cls.__mro__):
+        for name, value in vars(base).items():
+            if isinstance(value, Arg):
+                found[name] = value
+            else:
+                found.pop(name, None)
+    return found
+
+
+def decode_payload(job: Any) -> None:
+    """
+    Check that every argument of *job* decodes.
+
+    Raises:
+        PayloadError: If one does not; names the job, the argument and the problem.
+    """
+    for name in args_of(type(job)):
+        getattr(job, name)

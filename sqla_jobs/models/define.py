@@ -9,10 +9,15 @@ from sqlalchemy import BigInteger, ForeignKey
 from sqlalchemy.orm import MappedAsDataclass, Mapper, mapped_column, registry
 from sqlalchemy.sql.elements import conv
 
+from sqla_jobs import handlers
 from sqla_jobs._core import options
-from sqla_jobs.models.columns import add_indexes, add_storage, job_columns
+from sqla_jobs.models import check
+from sqla_jobs.models.annotations import generic_name, own_annotations, scope_of
+from sqla_jobs.models.arg import Arg
+from sqla_jobs.models.columns import FIRST, add_indexes, add_storage, job_columns
 from sqla_jobs.models.inspect import JobTables
 from sqla_jobs.models.kinds import KindMap
+from sqla_jobs.models.shared import relax_columns, share_columns
 from sqla_jobs.models.support import (
     AttemptRow,
     QueueRow,
@@ -26,22 +31,26 @@ from sqla_jobs.models.support import (
 
 def prepare(cls: type[Any], keywords: dict[str, Any]) -> dict[str, Any]:
     """
-    Prepare *cls* for mapping; return the keywords that others' bases take.
+    Prepare *cls* for mapping; return the keywords that its other bases take.
 
     Raises:
         JobDefinitionError: If the declaration is wrong; nothing is mapped then.
     """
-    others = _foreign_keywords(cls)
+    others = _keywords_of_others(cls)
     rest = {k: v for k, v in keywords.items() if k in others}
     own = {k: v for k, v in keywords.items() if k not in others}
     cls.__job_keywords__ = options.checked(cls.__name__, own)
     cls.__job_options__ = _merged_options(cls)
+    scope = scope_of(cls)
+    check.check_names(cls)
+    handlers.check_run(cls)
+    _prepare_args(cls, scope)
     if is_template(cls):
         return rest
-    if parent_of(cls) is None:
+    if (parent := parent_of(cls)) is None:
         _prepare_root(cls)
     else:
-        _prepare_job(cls)
+        _prepare_job(cls, parent, scope)
     return rest | _dataclass_keywords(cls)
 
 
@@ -67,13 +76,14 @@ def finish(mapper: Mapper[Any], cls: type[Any]) -> None:
         _finish_job(mapper, cls)
 
 
-def _foreign_keywords(cls: type[Any]) -> set[str]:
+def _keywords_of_others(cls: type[Any]) -> set[str]:
     found: set[str] = set()
     for base in cls.__mro__[1:]:
         hook = base.__dict__.get("__init_subclass__")
-        if isinstance(hook, classmethod) and base.__name__ != "JobMixin":
-            found.update(inspect.signature(hook.__func__).parameters)
-    return found - {"cls", "kw", "kwargs"}
+        if isinstance(hook, classmethod) and base.__module__ != "sqla_jobs.models.mixins":
+            named = inspect.signature(hook.__func__).parameters.values()
+            found.update(p.name for p in list(named)[1:] if p.kind != p.VAR_KEYWORD)
+    return found
 
 
 def _merged_options(cls: type[Any]) -> options.ClassOptions:
@@ -81,17 +91,28 @@ def _merged_options(cls: type[Any]) -> options.ClassOptions:
     return options.merged(cls.__name__, given)
 
 
-def _is_dataclass_base(cls: type[Any]) -> bool:
-    return issubclass(cls, MappedAsDataclass)
+def _prepare_args(cls: type[Any], scope: dict[str, Any]) -> None:
+    for name, annotation in own_annotations(cls).items():
+        if generic_name(annotation) == "Arg" and name not in cls.__dict__:
+            one = Arg[Any]()
+            one.__set_name__(cls, name)
+            setattr(cls, name, one)
+    for one in list(vars(cls).values()):
+        if isinstance(one, Arg):
+            try:
+                one.resolve(scope)
+            except NameError:
+                pass  # a name that follows later in the module
 
 
 def _dataclass_keywords(cls: type[Any]) -> dict[str, Any]:
     # JobMixin has a constructor, a repr and identity equality of its own.
     given = {"init": False, "repr": False, "eq": False}
-    return given if _is_dataclass_base(cls) else {}
+    return given if issubclass(cls, MappedAsDataclass) else {}
 
 
 def _prepare_root(cls: type[Any]) -> None:
+    check.check_root(cls)
     for name, column in job_columns().items():
         setattr(cls, name, column)
     cls.__mapper_args__ = {
@@ -103,12 +124,15 @@ def _prepare_root(cls: type[Any]) -> None:
     }
 
 
-def _prepare_job(cls: type[Any]) -> None:
+def _prepare_job(cls: type[Any], parent: Any, scope: dict[str, Any]) -> None:
+    check.check_job(cls)
     joined = "__tablename__" in cls.__dict__
     if joined:
-        _inject_key(cls)
+        _inject_key(cls, parent)
     else:
+        # None overrules a Base that names tables after their classes.
         cls.__tablename__ = None
+        share_columns(cls, parent.__mapper__.local_table, scope)
     cls.__mapper_args__ = {
         **cls.__dict__.get("__mapper_args__", {}),
         "polymorphic_identity": cls.__job_options__.kind,
@@ -116,10 +140,9 @@ def _prepare_job(cls: type[Any]) -> None:
     }
 
 
-def _inject_key(cls: type[Any]) -> None:
+def _inject_key(cls: type[Any], parent: Any) -> None:
     if "id" in cls.__dict__:
         return
-    parent: Any = parent_of(cls)
     cls.id = mapped_column(
         BigInteger,
         ForeignKey(
@@ -129,7 +152,7 @@ def _inject_key(cls: type[Any]) -> None:
         ),
         primary_key=True,
         autoincrement=False,
-        sort_order=-100,
+        sort_order=FIRST,
     )
 
 
@@ -145,6 +168,7 @@ def _finish_root(mapper: Mapper[Any], cls: type[Any]) -> None:
     cls.Attempt = map_row(reg, AttemptRow, tables.attempts, owner=cls)
     cls.Queue = map_row(reg, QueueRow, tables.queues, owner=cls)
     cls.Runner = map_row(reg, RunnerRow, tables.runners, owner=cls)
+    cls.__job_required__ = frozenset[str]()
     mapper.polymorphic_map = KindMap(mapper)
 
 
@@ -153,3 +177,4 @@ def _finish_job(mapper: Mapper[Any], cls: type[Any]) -> None:
     for kind in (given.kind, *given.aliases):
         cls.__jobs__.kinds[kind] = cls
         mapper.polymorphic_map[kind] = mapper
+    cls.__job_required__ = cls.__job_required__ | relax_columns(mapper)

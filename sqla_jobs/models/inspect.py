@@ -21,6 +21,9 @@ class JobTables:
     queues: Table
     runners: Table
     kinds: dict[str, type[Any]] = field(default_factory=dict)
+    column_types: dict[tuple[Table, str], tuple[type[Any], Any]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def channel(self) -> str:

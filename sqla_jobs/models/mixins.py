@@ -2,16 +2,110 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import UUID
 
 from sqlalchemy import event
+from sqlalchemy.orm import Mapped
+from typing_extensions import dataclass_transform
 
+from sqla_jobs._core.backoff import Backoff
+from sqla_jobs._core.options import ClassOptions
 from sqla_jobs.models import define
+from sqla_jobs.models.arg import arg
+from sqla_jobs.models.construct import construct
+from sqla_jobs.models.inspect import JobTables
 from sqla_jobs.models.kinds import JobMapper
+from sqla_jobs.models.support import AttemptRow, QueueRow, RunnerRow
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm.decl_api import DCTransformDeclarative
+
+    def _opt(*, default: Any = None, init: bool = True) -> Any: ...
+
+    # Derived from the metaclass of SQLAlchemy's bases, so that the checkers see no
+    # conflict; on a parent class pyright would lose kw_only on dataclass bases.
+    @dataclass_transform(kw_only_default=True, field_specifiers=(arg, _opt))
+    class _Typed(DCTransformDeclarative): ...
+else:
+    _Typed = type
 
 
-class JobMixin:
-    """A job is a row of the first class made with this mixin, the root."""
+class JobMixin(metaclass=_Typed):
+    """
+    Makes the first class of a hierarchy a job table, its subclasses kinds of jobs.
+
+    The constructor of a job takes its `Arg`s, its mapped attributes, and:
+
+    Args:
+        queue: Default the class's.
+        channel: The key for ordering and fairness inside the queue; default "".
+        priority: Higher runs first, -32768 to 32767; default the class's.
+        run_at: An aware datetime; not before it. Default at once.
+        delay: The same, counted from the flush by the database's clock.
+        max_attempts: Executions in total, 1 or more; default the class's.
+        backoff: A preset, e.g. ``constant(timedelta(seconds=5))``; default the class's.
+        timeout: The longest attempt; default the class's.
+        lease: 3 s or more; default the class's, else the runner's.
+        tags: Strings for filters in queries.
+        payload: JSON beside the `Arg`s; a dict.
+        payload_bytes: Whatever JSON does not hold.
+        meta: JSON that travels with the job, such as a trace context.
+
+    Raises:
+        TypeError: If a keyword is unknown or an `Arg` without default is missing.
+        JobValueError: If a value cannot be used.
+        PayloadError: If an `Arg` is of the wrong type.
+    """
+
+    if TYPE_CHECKING:
+        id: Mapped[int] = _opt(init=False)
+        kind: Mapped[str] = _opt(init=False)
+        queue: Mapped[str] = _opt()
+        channel: Mapped[str] = _opt()
+        priority: Mapped[int] = _opt()
+        lane: Mapped[int] = _opt(init=False)
+        state: Mapped[str] = _opt(init=False)
+        run_at: Mapped[datetime] = _opt()
+        attempt: Mapped[int] = _opt(init=False)
+        max_attempts: Mapped[int] = _opt()
+        backoff: Mapped[str] = _opt(init=False)
+        timeout: Mapped[timedelta | None] = _opt()
+        lease: Mapped[timedelta | None] = _opt()
+        snoozes: Mapped[int] = _opt(init=False)
+        crashes: Mapped[int] = _opt(init=False)
+        lease_token: Mapped[int] = _opt(init=False)
+        leased_until: Mapped[datetime | None] = _opt(init=False)
+        runner_id: Mapped[UUID | None] = _opt(init=False)
+        payload: Mapped[dict[str, Any]] = _opt()
+        payload_bytes: Mapped[bytes | None] = _opt()
+        checkpoint: Mapped[Any] = _opt(init=False)
+        result: Mapped[Any] = _opt(init=False)
+        progress: Mapped[Any] = _opt(init=False)
+        unique_key: Mapped[str | None] = _opt(init=False)
+        fingerprint: Mapped[str | None] = _opt(init=False)
+        ordered: Mapped[bool] = _opt(init=False)
+        held_until: Mapped[datetime | None] = _opt(init=False)
+        cancel_requested_at: Mapped[datetime | None] = _opt(init=False)
+        reason: Mapped[str | None] = _opt(init=False)
+        last_error: Mapped[str | None] = _opt(init=False)
+        tags: Mapped[list[str] | None] = _opt()
+        meta: Mapped[dict[str, Any] | None] = _opt()
+        created_at: Mapped[datetime] = _opt(init=False)
+        started_at: Mapped[datetime | None] = _opt(init=False)
+        finished_at: Mapped[datetime | None] = _opt(init=False)
+
+        Attempt: ClassVar[type[AttemptRow]]
+        Queue: ClassVar[type[QueueRow]]
+        Runner: ClassVar[type[RunnerRow]]
+        __jobs__: ClassVar[JobTables]
+        __job_options__: ClassVar[ClassOptions]
+    else:
+        _delay = None
+
+        def __init__(self, **values):
+            construct(self, values)
 
     __mapper_cls__: ClassVar[type[Any]] = JobMapper
     __payload_limit__: ClassVar[int] = 1_000_000
@@ -19,9 +113,12 @@ class JobMixin:
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**define.prepare(cls, keywords))
 
-    def __init__(self, **values: Any) -> None:
-        for name, value in values.items():
-            setattr(self, name, value)
+    def __repr__(self) -> str:
+        # Only what is loaded: a repr in a log must not run SQL, nor show payloads.
+        row = self.__dict__
+        shown = [f"{name}={row[name]}" for name in ("id", "state") if name in row]
+        shown += [f"queue={row['queue']!r}"] if "queue" in row else []
+        return f"<{' '.join([type(self).__name__, *shown])}>"
 
 
 event.listen(JobMixin, "after_mapper_constructed", define.finish, propagate=True)

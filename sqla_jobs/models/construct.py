@@ -1,0 +1,229 @@
+"""The constructor of a job: class defaults, arguments and columns become one row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import MISSING, fields, is_dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import inspect
+
+from sqla_jobs._core.options import problem_of, unknown
+from sqla_jobs._core.states import JobState
+from sqla_jobs.errors import JobValueError
+from sqla_jobs.models.arg import Arg, args_of
+from sqla_jobs.models.columns import COLUMN_NAMES
+
+Setter = Callable[[Any, dict[str, Any], str, Any], None]
+
+
+class Plan:
+    """What the constructor of one job class does; made once, at the first job."""
+
+    def __init__(self, cls: type[Any]) -> None:
+        given = cls.__job_options__
+        self.is_root = cls.__jobs__.root is cls
+        self.args = args_of(cls)
+        self.row = {
+            "queue": given.queue,
+            "channel": "",
+            "priority": given.priority,
+            "state": JobState.AVAILABLE.value,
+            "max_attempts": given.max_attempts,
+            "backoff": given.backoff.spec(),
+            "timeout": given.timeout,
+            "lease": given.lease,
+            "lease_token": 0,
+        }
+        self.setters = _setters(cls)
+        self.defaults = [_default_of(one) for one in self.args.values()]
+        self.factories = _dataclass_factories(cls)
+
+
+def plan_of(cls: type[Any]) -> Plan:
+    """Return the plan of a mapped job class."""
+    plan = cls.__dict__.get("__job_plan__")
+    if plan is None:
+        plan = cls.__job_plan__ = Plan(cls)
+    return plan  # type: ignore[no-any-return]
+
+
+def construct(job: Any, values: dict[str, Any]) -> None:
+    """
+    Fill a new job.
+
+    Raises:
+        TypeError: If a keyword is unknown or an argument is missing.
+        JobValueError: If a value cannot be used.
+        PayloadError: If an argument is of the wrong type.
+    """
+    plan = plan_of(type(job))
+    if plan.is_root:
+        raise TypeError(
+            f"{type(job).__name__} makes the job table but is no kind of job; construct"
+            " a subclass of it"
+        )
+    # Straight into the instance: an INSERT takes what is there, and events for a dozen
+    # defaults would cost more than the rest of the constructor.
+    row = job.__dict__
+    row.update(plan.row)
+    payload = row["payload"] = _initial_payload(values)
+    for name, value in values.items():
+        one = plan.args.get(name)
+        if one is not None:
+            payload[name] = one.encode(value)
+        elif name != "payload":
+            _setter(job, plan, name)(job, values, name, value)
+    for name, default in plan.defaults:
+        if name not in payload:
+            if default is None:
+                _raise_missing(job, plan, payload)
+            payload[name] = default()
+    for name, factory in plan.factories.items():
+        if name not in values:
+            setattr(job, name, factory())
+
+
+def _initial_payload(values: dict[str, Any]) -> dict[str, Any]:
+    payload = values.get("payload")
+    if payload is None:
+        return {}
+    if not isinstance(payload, dict):
+        raise JobValueError(
+            f"payload={payload!r} must be a dict; for bytes use payload_bytes"
+        )
+    return dict(payload)
+
+
+def _default_of(one: Arg[Any]) -> tuple[str, Callable[[], Any] | None]:
+    if one.required:
+        return one.name, None
+    if one.default_factory is not None:
+        return one.name, one.encoded_default
+    encoded = one.encoded_default()
+    if isinstance(encoded, list | dict):
+        return one.name, lambda: deepcopy(encoded)
+    return one.name, lambda: encoded
+
+
+def _raise_missing(job: Any, plan: Plan, payload: dict[str, Any]) -> None:
+    names = [n for n, default in plan.defaults if default is None and n not in payload]
+    listed = " and ".join(repr(name) for name in names)
+    plural = "s" if len(names) > 1 else ""
+    raise TypeError(
+        f"{type(job).__name__}() missing {len(names)} required keyword"
+        f" argument{plural}: {listed}"
+    )
+
+
+def _setter(job: Any, plan: Plan, name: str) -> Setter:
+    setter = plan.setters.get(name)
+    if setter is None:
+        cls = type(job).__name__
+        if name in COLUMN_NAMES:
+            raise TypeError(f"{cls}() takes no {name!r}: the library writes it")
+        known = (*plan.setters, *plan.args, "payload")
+        raise TypeError(unknown(f"{cls}()", "keyword argument", name, known))
+    return setter
+
+
+def _setters(cls: type[Any]) -> dict[str, Setter]:
+    mapper = inspect(cls)
+    own = set(mapper.all_orm_descriptors.keys()) - COLUMN_NAMES
+    if is_dataclass(cls):
+        own |= {field.name for field in fields(cls)} - COLUMN_NAMES
+    return dict.fromkeys(own, _set_attribute) | _SETTERS
+
+
+def _dataclass_factories(cls: type[Any]) -> dict[str, Callable[[], Any]]:
+    # The mixin's constructor replaces the one that dataclasses would generate.
+    if not is_dataclass(cls):
+        return {}
+    return {
+        field.name: field.default_factory
+        for field in fields(cls)
+        if field.default_factory is not MISSING and field.name not in COLUMN_NAMES
+    }
+
+
+def _set_attribute(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+    setattr(job, name, value)
+
+
+def _set_option(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+    problem = problem_of(name, value)
+    if problem:
+        raise JobValueError(f"{type(job).__name__}({name}={value!r}) {problem}")
+    setattr(job, name, value)
+
+
+def _set_backoff(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+    problem = problem_of(name, value)
+    if problem is None and value.shape == "custom":
+        if value != type(job).__job_options__.backoff:
+            problem = "has a function, which a row cannot hold; set it on the class"
+    if problem:
+        raise JobValueError(f"{type(job).__name__}(backoff={value!r}) {problem}")
+    job.backoff = value.spec()
+
+
+def _set_run_at(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+    if value is None:
+        return
+    check_time(f"{type(job).__name__}(run_at={value!r})", value)
+    if values.get("delay") is not None:
+        raise JobValueError(f"{type(job).__name__}() takes run_at= or delay=, not both")
+    job.run_at, job.state = value, JobState.SCHEDULED.value
+
+
+def _set_delay(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, timedelta) or value < timedelta(0):
+        raise JobValueError(
+            f"{type(job).__name__}(delay={value!r}) must be a timedelta of zero or more"
+        )
+    if value:
+        # The database's clock is read at the flush.
+        job._delay, job.state = value, JobState.SCHEDULED.value
+
+
+def _set_tags(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, list | tuple) or not all(isinstance(t, str) for t in value):
+        raise JobValueError(f"{type(job).__name__}(tags={value!r}) must be a list of str")
+    job.tags = list(value)
+
+
+def check_time(what: str, value: Any) -> None:
+    """
+    Check a point in time.
+
+    Raises:
+        JobValueError: If it is no datetime, or has no time zone.
+    """
+    if not isinstance(value, datetime):
+        raise JobValueError(f"{what} must be a datetime")
+    if value.utcoffset() is None:
+        raise JobValueError(
+            f"{what} is naive; give it a time zone, e.g. tzinfo=timezone.utc"
+        )
+
+
+_SETTERS: dict[str, Setter] = {
+    "queue": _set_option,
+    "channel": _set_option,
+    "priority": _set_option,
+    "max_attempts": _set_option,
+    "timeout": _set_option,
+    "lease": _set_option,
+    "backoff": _set_backoff,
+    "run_at": _set_run_at,
+    "delay": _set_delay,
+    "tags": _set_tags,
+    "payload_bytes": _set_attribute,
+    "meta": _set_attribute,
+}
