@@ -23,31 +23,7 @@ START_SECONDS = 60
 STOP_SECONDS = 60
 LOG_LINES = 20
 
-# The watchdogs read the path of pg_ctl, then wait for the end of the pipe, which
-# comes however its owner ends.
-WATCH_SH = """
-trap '' HUP INT QUIT TERM
-IFS= read -r pg_ctl
-cat >/dev/null
-[ -z "$pg_ctl" ] || "$pg_ctl" stop -D "$1/data" -m immediate -w -s
-for n in 1 2 3 4 5; do rm -rf "$1" && exit 0; sleep 1; done
-exit 1
-"""
-WATCH_PY = """
-import pathlib, shutil, subprocess, sys, time
-pg_ctl = sys.stdin.readline().strip()
-sys.stdin.read()
-folder = pathlib.Path(sys.argv[1])
-stop = [pg_ctl, "stop", "-D", str(folder / "data"), "-m", "immediate", "-w", "-s"]
-if pg_ctl:
-    subprocess.run(stop)
-for _ in range(5):
-    shutil.rmtree(folder, ignore_errors=True)
-    if not folder.exists():
-        sys.exit(0)
-    time.sleep(1)
-sys.exit(1)
-"""
+WATCHDOG = Path(__file__).with_name("_watchdog.py")
 
 
 @dataclass(frozen=True)
@@ -70,7 +46,10 @@ class Cluster:
     def __init__(self) -> None:
         self._identity = _folders.server_identity()
         self._programs = _binaries.find_binaries()
+        # Ours: the server's user writes only below `home`, which is its own.
         self.folder = _folders.make_folder(self._identity)
+        self._home, self._data = self.folder / "pg", self.folder / "pg" / "data"
+        self._log = self._home / "server.log"
         # Before all the rest: a kill from here on leaves nothing behind.
         self._watchdog = self._watch()
         _clusters.add(self)
@@ -78,7 +57,9 @@ class Cluster:
     def start(self, settings: Mapping[str, str]) -> str:
         """Make the data, start the server, and return its SQLAlchemy URL."""
         self._settle_programs()
-        address = _socket_address(self.folder) if HAS_SOCKETS else _loopback_address()
+        self._home.mkdir(0o700)
+        self._identity.own(self._home)
+        address = _socket_address(self._home) if HAS_SOCKETS else _loopback_address()
         self._initialise(address.password)
         self._launch({**settings, **address.settings})
         return address.dsn
@@ -104,22 +85,22 @@ class Cluster:
         # The pipe's end is not inheritable, so programs that the owner starts do not
         # hold it open; for processes it forks there is `disown`. A session of its own
         # keeps the watchdog out of the reach of Ctrl-C.
+        who = self._identity
+        ids = [] if who.user is None else [who.user, who.group]
+        arguments = [WATCHDOG, self.folder, self._data, *ids]
         try:
             return subprocess.Popen(
-                [*watch_command(), str(self.folder)],
+                [sys.executable, "-I", "-S", *map(str, arguments)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd=self.folder.parent,
                 env=_environment(),
                 start_new_session=True,
-                **self._identity,
             )
-        except OSError as error:
+        except OSError:
             self.folder.rmdir()
-            raise PostgresServerError(
-                f"cannot start a process {self._as_whom()}: {error}"
-            ) from error
+            raise
 
     def _settle_programs(self) -> None:
         """Make sure that the server's user can execute the programs."""
@@ -127,8 +108,9 @@ class Cluster:
             copy = self.folder / "programs"
             self._programs = _binaries.copy_wheel(self._programs, copy)
         if not self._executable():
+            user = "" if self._identity.user is None else f" as {self._identity}"
             raise PostgresServerError(
-                f"cannot execute {self._programs / 'postgres'} {self._as_whom()}"
+                f"cannot run the programs in {self._programs}{user}"
             )
         self._pipe.write(os.fsencode(self._programs / "pg_ctl") + b"\n")
         self._pipe.flush()
@@ -144,39 +126,27 @@ class Cluster:
         if password is not None:
             secret = self.folder / "password"
             secret.write_text(password)
-            secret.chmod(0o644)  # the folder itself is private
+            secret.chmod(0o600)
+            self._identity.own(secret)
             options = ["--auth=scram-sha-256", f"--pwfile={secret}"]
-        data = f"--pgdata={self.folder / 'data'}"
+        data = f"--pgdata={self._data}"
         plain = ["--username=postgres", "--encoding=UTF8", "--no-locale", "--no-sync"]
         if self._run("initdb", data, *plain, *options):
             raise PostgresServerError(f"initdb failed:\n{self._log_tail()}")
 
     def _launch(self, settings: Mapping[str, str]) -> None:
-        data, config = self.folder / "data", self.folder / "settings.conf"
-        lines = [f"include '{data.as_posix()}/postgresql.conf'"]
+        config = self.folder / "settings.conf"
+        lines = [f"include '{self._data.as_posix()}/postgresql.conf'"]
         lines += [f"{name} = {value}" for name, value in settings.items()]
         config.write_text("\n".join(lines) + "\n")
         config.chmod(0o644)  # the server's user reads it
-        started = self._run(
-            *(
-                "pg_ctl",
-                "start",
-                "-D",
-                str(data),
-                "-l",
-                str(self.folder / "server.log"),
-            ),
-            *("-o", f"-c config_file={_quoted(config.as_posix())}"),
-            *("-w", "-t", str(START_SECONDS), "-s"),
-        )
-        if started != 0:
+        options = f"-c config_file={_quoted(config.as_posix())}"
+        patience = ["-w", "-t", str(START_SECONDS), "-s"]
+        files = ["-D", str(self._data), "-l", str(self._log)]
+        if self._run("pg_ctl", "start", *files, *patience, "-o", options):
             raise PostgresServerError(
                 f"PostgreSQL did not start; its log ends:\n{self._log_tail()}"
             )
-
-    def _as_whom(self) -> str:
-        uid = self._identity.get("user")
-        return "as ourselves" if uid is None else f"as user {uid}"
 
     def _run(self, program: str, *arguments: str) -> int:
         # Into a file: a pipe would stay open for as long as the server does.
@@ -189,28 +159,21 @@ class Cluster:
                 cwd=self.folder,
                 env=_environment(),
                 check=False,
-                **self._identity,
+                user=self._identity.user,
+                group=self._identity.group,
+                extra_groups=None if self._identity.user is None else [],
             ).returncode
 
     def _log_tail(self) -> str:
-        log = self.folder / "server.log"
-        if not log.exists():
-            log = self.folder / "programs.log"
+        log = self._log if self._log.exists() else self.folder / "programs.log"
         lines = log.read_text(errors="replace").splitlines()
         return "\n".join(lines[-LOG_LINES:])
 
 
-def watch_command() -> list[str]:
-    """Return the command of a watchdog, without the folder it guards."""
-    if os.name == "posix":
-        return ["/bin/sh", "-c", WATCH_SH, "sqla-jobs-watchdog"]
-    return [sys.executable, "-I", "-S", "-c", WATCH_PY]
-
-
-def _socket_address(folder: Path) -> Address:
+def _socket_address(home: Path) -> Address:
     settings = {"listen_addresses": "''", "port": "5432"}
-    settings["unix_socket_directories"] = f"'{folder}'"
-    dsn = f"postgresql+psycopg://postgres@/postgres?host={quote(str(folder))}"
+    settings["unix_socket_directories"] = f"'{home}'"
+    dsn = f"postgresql+psycopg://postgres@/postgres?host={quote(str(home))}"
     return Address(dsn, settings)
 
 

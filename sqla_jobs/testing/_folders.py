@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 from sqla_jobs.errors import PostgresServerError
 
@@ -13,12 +13,17 @@ PREFIX = "sqla-jobs-pg-"
 SOCKET_BYTES = 103  # the longest path of a unix socket on macOS; Linux allows 107
 
 
-class Identity(TypedDict, total=False):
-    """Options of `subprocess.Popen`: whose the process is; empty means ours."""
+@dataclass(frozen=True)
+class Identity:
+    """Whose the server's processes are; None is ourselves."""
 
-    user: int
-    group: int
-    extra_groups: list[int]
+    user: int | None = None
+    group: int | None = None
+
+    def own(self, path: Path) -> None:
+        """Give a file or folder to this user."""
+        if self.user is not None and self.group is not None:
+            os.chown(path, self.user, self.group)
 
 
 def server_identity() -> Identity:
@@ -29,13 +34,13 @@ def server_identity() -> Identity:
         PostgresServerError: If we are root and know no other user.
     """
     if os.name != "posix" or os.geteuid() != 0:
-        return {}
+        return Identity()
     import pwd
 
     # initdb looks its user up, so a number without an account would not do.
     users = sorted((u for u in pwd.getpwall() if u.pw_uid), key=lambda u: u.pw_uid)
     for user in sorted(users, key=lambda u: u.pw_name != "nobody"):
-        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        return Identity(user.pw_uid, user.pw_gid)
     raise PostgresServerError(
         "PostgreSQL cannot run as root, and this machine has no other user;"
         " create one, or run as another user"
@@ -44,33 +49,31 @@ def server_identity() -> Identity:
 
 def make_folder(identity: Identity) -> Path:
     """
-    Make a new folder that only this user may enter, and return it.
+    Make a new folder of ours that the server's user can pass through.
 
     Raises:
         PostgresServerError: If no temporary folder of the system will do.
     """
     parents = dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp"))
     for parent in map(Path, parents):
-        if parent.is_dir() and _socket_fits(parent) and _usable(parent, identity):
+        if _socket_fits(parent) and _usable(parent, identity):
             folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)).resolve()
-            if "user" in identity:
-                os.chown(folder, identity["user"], identity.get("group", -1))
+            folder.chmod(0o700 if identity.user is None else 0o711)
             return folder
     raise PostgresServerError(
         f"none of {', '.join(parents)} can hold a server's folder: it must be short"
-        " enough for a unix socket and, for root, writable by every user; set TMPDIR"
+        " enough for a unix socket and open to the server's user; set TMPDIR"
     )
 
 
 def _socket_fits(parent: Path) -> bool:
-    longest = parent.resolve() / f"{PREFIX}12345678" / ".s.PGSQL.5432.lock"
+    longest = parent.resolve() / f"{PREFIX}12345678" / "pg" / ".s.PGSQL.5432"
     return len(os.fsencode(longest)) <= SOCKET_BYTES
 
 
 def _usable(parent: Path, identity: Identity) -> bool:
-    if not identity:
-        return os.access(parent, os.W_OK | os.X_OK)
-    # The server's user deletes the folder at the end, so it must be able to write.
     path = parent.resolve()
-    entered = all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents))
-    return entered and bool(path.stat().st_mode & 0o002)
+    if not os.access(path, os.W_OK | os.X_OK):
+        return False
+    passed = () if identity.user is None else (path, *path.parents)
+    return all(folder.stat().st_mode & 0o001 for folder in passed)
