@@ -1,0 +1,24 @@
+"""Wake-ups from the database, per driver; a hint that runners can do without."""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine
+
+from sqla_jobs._notify.base import Listener as Listener
+from sqla_jobs._notify.base import ListenerTask as ListenerTask
+from sqla_jobs._notify.base import ListenerThread as ListenerThread
+from sqla_jobs._notify.psycopg import PsycopgListener
+
+_LISTENERS: dict[str, Listener] = {"psycopg": PsycopgListener()}
+
+
+def listener_for(engine: Engine) -> Listener | None:
+    """
+    Return what listens on *engine*'s driver; None if no listener knows it.
+
+    A runner without one polls.
+
+    Args:
+        engine: A sync engine, or the ``sync_engine`` of an async one.
+    """
+    return _LISTENERS.get(engine.dialect.driver.removesuffix("_async"))
