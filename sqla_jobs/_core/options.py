@@ -93,7 +93,7 @@ def merged(name: str, given: Iterable[Mapping[str, Any]]) -> ClassOptions:
     Return the options of class *name* from keywords given along its MRO.
 
     Args:
-        given: Checked keywords, the class's own first; its kind and aliases alone count.
+        given: Checked keywords, the class's own first; no kind is inherited.
     """
     own, *inherited = given
     values: dict[str, Any] = {}

@@ -17,9 +17,7 @@ def own_annotations(cls: type[Any]) -> dict[str, Any]:
         import annotationlib
 
         return dict(
-            annotationlib.get_annotations(
-                cls, format=annotationlib.Format.FORWARDREF
-            )
+            annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
         )
     return dict(cls.__dict__.get("__annotations__", {}))
 

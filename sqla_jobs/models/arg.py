@@ -29,8 +29,8 @@ class Arg(Generic[T]):
     An attribute stored under its name in `payload`, and an SQL expression on the class.
 
     Declared by annotation; `arg` gives it a default: ``subject: Arg[str] =
-    arg(default="")``. The ORM sees each assignment; a list or dict changed in place must
-    be assigned again.
+    arg(default="")``. The ORM sees each assignment; a list or dict changed in place
+    must be assigned again.
     """
 
     name: str = "?"
@@ -140,6 +140,12 @@ class Arg(Generic[T]):
         raise PayloadError(f"{self.path}: the payload has no key {self.name!r}")
 
 
+@overload
+def arg() -> Any: ...
+@overload
+def arg(*, default: T) -> Arg[T]: ...
+@overload
+def arg(*, default_factory: Callable[[], T]) -> Arg[T]: ...
 def arg(*, default: Any = UNSET, default_factory: Any = None) -> Any:
     """
     Declare a payload key with a default: ``subject: Arg[str] = arg(default="")``.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 from sqlalchemy import inspect
 
@@ -47,7 +47,7 @@ def plan_of(cls: type[Any]) -> Plan:
     plan = cls.__dict__.get("__job_plan__")
     if plan is None:
         plan = cls.__job_plan__ = Plan(cls)
-    return plan  # type: ignore[no-any-return]
+    return plan
 
 
 def construct(job: Any, values: dict[str, Any]) -> None:
@@ -78,9 +78,7 @@ def construct(job: Any, values: dict[str, Any]) -> None:
             _setter(job, plan, name)(job, values, name, value)
     for name, default in plan.defaults:
         if name not in payload:
-            if default is None:
-                _raise_missing(job, plan, payload)
-            payload[name] = default()
+            payload[name] = default() if default else _missing(job, plan, payload)
     for name, factory in plan.factories.items():
         if name not in values:
             setattr(job, name, factory())
@@ -108,7 +106,7 @@ def _default_of(one: Arg[Any]) -> tuple[str, Callable[[], Any] | None]:
     return one.name, lambda: encoded
 
 
-def _raise_missing(job: Any, plan: Plan, payload: dict[str, Any]) -> None:
+def _missing(job: Any, plan: Plan, payload: dict[str, Any]) -> NoReturn:
     names = [n for n, default in plan.defaults if default is None and n not in payload]
     listed = " and ".join(repr(name) for name in names)
     plural = "s" if len(names) > 1 else ""
@@ -193,8 +191,9 @@ def _set_delay(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
 def _set_tags(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
     if value is None:
         return
-    if not isinstance(value, list | tuple) or not all(isinstance(t, str) for t in value):
-        raise JobValueError(f"{type(job).__name__}(tags={value!r}) must be a list of str")
+    if not isinstance(value, list | tuple) or {*map(type, value)} - {str}:
+        cls = type(job).__name__
+        raise JobValueError(f"{cls}(tags={value!r}) must be a list of str")
     job.tags = list(value)
 
 

@@ -80,7 +80,8 @@ def _keywords_of_others(cls: type[Any]) -> set[str]:
     found: set[str] = set()
     for base in cls.__mro__[1:]:
         hook = base.__dict__.get("__init_subclass__")
-        if isinstance(hook, classmethod) and base.__module__ != "sqla_jobs.models.mixins":
+        # JobMixin's own takes any keyword; its __mapper_cls__ tells it apart.
+        if isinstance(hook, classmethod) and "__mapper_cls__" not in vars(base):
             named = inspect.signature(hook.__func__).parameters.values()
             found.update(p.name for p in list(named)[1:] if p.kind != p.VAR_KEYWORD)
     return found

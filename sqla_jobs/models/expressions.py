@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, ColumnElement, Dialect, Numeric, Text, cast, func, literal
-from sqlalchemy import type_coerce as coerce
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Dialect,
+    Numeric,
+    Text,
+    cast,
+    func,
+    literal,
+    type_coerce as coerce,
+)
 from sqlalchemy.sql.elements import Label
 from sqlalchemy.types import TypeDecorator, TypeEngine
 

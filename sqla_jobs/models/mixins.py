@@ -22,7 +22,7 @@ from sqla_jobs.models.support import AttemptRow, QueueRow, RunnerRow
 if TYPE_CHECKING:
     from sqlalchemy.orm.decl_api import DCTransformDeclarative
 
-    def _opt(*, default: Any = None, init: bool = True) -> Any: ...
+    def _opt(*, default: Any = ..., init: bool = True, alias: str = "") -> Any: ...
 
     # Derived from the metaclass of SQLAlchemy's bases, so that the checkers see no
     # conflict; on a parent class pyright would lose kw_only on dataclass bases.
@@ -60,26 +60,30 @@ class JobMixin(metaclass=_Typed):
     """
 
     if TYPE_CHECKING:
+        # The columns themselves are in columns.py.
         id: Mapped[int] = _opt(init=False)
         kind: Mapped[str] = _opt(init=False)
-        queue: Mapped[str] = _opt()
-        channel: Mapped[str] = _opt()
-        priority: Mapped[int] = _opt()
+        queue: Mapped[str] = _opt(default=None)
+        channel: Mapped[str] = _opt(default=None)
+        priority: Mapped[int] = _opt(default=None)
         lane: Mapped[int] = _opt(init=False)
         state: Mapped[str] = _opt(init=False)
-        run_at: Mapped[datetime] = _opt()
+        run_at: Mapped[datetime] = _opt(default=None)
         attempt: Mapped[int] = _opt(init=False)
-        max_attempts: Mapped[int] = _opt()
+        max_attempts: Mapped[int] = _opt(default=None)
         backoff: Mapped[str] = _opt(init=False)
-        timeout: Mapped[timedelta | None] = _opt()
-        lease: Mapped[timedelta | None] = _opt()
+        timeout: Mapped[timedelta | None] = _opt(default=None)
+        lease: Mapped[timedelta | None] = _opt(default=None)
+        # Keywords of the constructor that are no attributes of that type.
+        _backoff: Backoff = _opt(default=None, alias="backoff")
+        _delay: timedelta | None = _opt(default=None, alias="delay")
         snoozes: Mapped[int] = _opt(init=False)
         crashes: Mapped[int] = _opt(init=False)
         lease_token: Mapped[int] = _opt(init=False)
         leased_until: Mapped[datetime | None] = _opt(init=False)
         runner_id: Mapped[UUID | None] = _opt(init=False)
-        payload: Mapped[dict[str, Any]] = _opt()
-        payload_bytes: Mapped[bytes | None] = _opt()
+        payload: Mapped[dict[str, Any]] = _opt(default=None)
+        payload_bytes: Mapped[bytes | None] = _opt(default=None)
         checkpoint: Mapped[Any] = _opt(init=False)
         result: Mapped[Any] = _opt(init=False)
         progress: Mapped[Any] = _opt(init=False)
@@ -90,8 +94,8 @@ class JobMixin(metaclass=_Typed):
         cancel_requested_at: Mapped[datetime | None] = _opt(init=False)
         reason: Mapped[str | None] = _opt(init=False)
         last_error: Mapped[str | None] = _opt(init=False)
-        tags: Mapped[list[str] | None] = _opt()
-        meta: Mapped[dict[str, Any] | None] = _opt()
+        tags: Mapped[list[str] | None] = _opt(default=None)
+        meta: Mapped[dict[str, Any] | None] = _opt(default=None)
         created_at: Mapped[datetime] = _opt(init=False)
         started_at: Mapped[datetime | None] = _opt(init=False)
         finished_at: Mapped[datetime | None] = _opt(init=False)

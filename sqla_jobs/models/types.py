@@ -5,7 +5,9 @@ from __future__ import annotations
 from sqlalchemy import JSON, DateTime, Interval, LargeBinary, Uuid
 from sqlalchemy.dialects.postgresql import JSONB
 
-JSON_VALUE = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+JSON_VALUE = JSON(none_as_null=True).with_variant(
+    JSONB(none_as_null=True), "postgresql"
+)
 """A JSON value; Python's None is SQL NULL."""
 
 # evaluates_none() leaves a column that nobody set out of the INSERT: a job has a dozen
