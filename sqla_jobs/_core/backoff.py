@@ -163,7 +163,7 @@ def custom(fn: Callable[[int], timedelta]) -> Backoff:
     Raises:
         JobValueError: If *fn* is no ordinary function.
     """
-    if not callable(fn) or inspect.iscoroutinefunction(fn):
+    if inspect.iscoroutinefunction(fn) or not callable(fn):
         raise JobValueError(
             f"custom({fn!r}) needs an ordinary function (attempt: int) -> timedelta"
         )

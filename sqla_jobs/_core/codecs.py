@@ -1,5 +1,7 @@
 """What a codec is, and the codecs of types that have no parts."""
 
+# ruff: noqa: ARG002  # every codec is given the depth, only containers look at it
+
 from __future__ import annotations
 
 import re
@@ -199,9 +201,10 @@ class TextCodec(Codec):
     def __init__(
         self,
         annotation: type,
+        *,
         to_text: Callable[[Any], str],
         from_text: Callable[[str], Any],
-        problem: Callable[[Any], str | None] = lambda value: None,
+        problem: Callable[[Any], str | None] = lambda _: None,
     ) -> None:
         super().__init__(annotation)
         self._to_text, self._from_text, self._problem = to_text, from_text, problem
@@ -369,12 +372,27 @@ SIMPLE: dict[type, Codec] = {
     int: IntCodec(int),
     float: FloatCodec(float),
     datetime: TextCodec(
-        datetime, datetime.isoformat, datetime.fromisoformat, _datetime_problem
+        datetime,
+        to_text=datetime.isoformat,
+        from_text=datetime.fromisoformat,
+        problem=_datetime_problem,
     ),
-    date: TextCodec(date, date.isoformat, date.fromisoformat, _date_problem),
-    time: TextCodec(time, time.isoformat, time.fromisoformat, _time_problem),
-    timedelta: TextCodec(timedelta, _duration_text, _duration),
-    UUID: TextCodec(UUID, str, UUID),
-    Decimal: TextCodec(Decimal, str, Decimal, _decimal_problem),
+    date: TextCodec(
+        date,
+        to_text=date.isoformat,
+        from_text=date.fromisoformat,
+        problem=_date_problem,
+    ),
+    time: TextCodec(
+        time,
+        to_text=time.isoformat,
+        from_text=time.fromisoformat,
+        problem=_time_problem,
+    ),
+    timedelta: TextCodec(timedelta, to_text=_duration_text, from_text=_duration),
+    UUID: TextCodec(UUID, to_text=str, from_text=UUID),
+    Decimal: TextCodec(
+        Decimal, to_text=str, from_text=Decimal, problem=_decimal_problem
+    ),
 }
 """The codecs of types that have no parts."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from sqla_jobs._core.codecs import (
     Codec,
@@ -71,10 +71,12 @@ class TupleCodec(Codec):
                 f"expected {len(self._items)} items for {type_name(self.annotation)},"
                 f" got {len(value)}: {short(value)}"
             )
-        codecs = iter(self._items)
-        return map_items(
-            lambda item, d: getattr(next(codecs), verb)(item, d), value, depth
-        )
+        converts = iter([getattr(codec, verb) for codec in self._items])
+
+        def convert(item: Any, inner: int) -> Any:
+            return next(converts)(item, inner)
+
+        return map_items(convert, value, depth)
 
 
 class DictCodec(Codec):
@@ -91,19 +93,17 @@ class DictCodec(Codec):
         """Return the dict of encoded keys and items."""
         if not isinstance(value, dict):
             self.mismatch(value)
-        return self._each(self._key.write, self._item.write, value, depth)
+        return self._each("write", value, depth)
 
     def read(self, value: Any, depth: int) -> Any:
         """Return the dict of decoded keys and items."""
         if type(value) is not dict:
             self.mismatch(value)
-        return self._each(self._key.read, self._item.read, value, depth)
+        return self._each("read", value, depth)
 
-    @staticmethod
-    def _each(
-        on_key: Convert, on_item: Convert, value: dict[Any, Any], depth: int
-    ) -> dict[Any, Any]:
+    def _each(self, verb: str, value: dict[Any, Any], depth: int) -> dict[Any, Any]:
         check_depth(depth)
+        on_key, on_item = getattr(self._key, verb), getattr(self._item, verb)
         converted: dict[Any, Any] = {}
         for key, item in value.items():
             new_key = _convert_key(on_key, key, depth)
@@ -160,14 +160,15 @@ class RecordCodec(Codec):
                 if name in values:
                     converted[name] = getattr(codec, verb)(values[name], depth + 1)
                 elif name in self.required:
-                    raise Invalid(f"missing, and {self._field(name)} has no default")
+                    self._refuse_missing(name)
         except Invalid as bad:
             bad.steps.append(name)
             raise
         return converted
 
-    def _field(self, name: str) -> str:
-        return f"{type_name(self.annotation)}.{name}"
+    def _refuse_missing(self, name: str) -> NoReturn:
+        field = f"{type_name(self.annotation)}.{name}"
+        raise Invalid(f"missing, and {field} has no default")
 
 
 class DataclassCodec(RecordCodec):
@@ -265,7 +266,7 @@ def map_items(convert: Convert, items: Any, depth: int) -> list[Any]:
     converted: list[Any] = []
     try:
         for item in items:
-            converted.append(convert(item, depth + 1))
+            converted.append(convert(item, depth + 1))  # noqa: PERF401  # its length
     except Invalid as bad:
         bad.steps.append(len(converted))
         raise

@@ -106,12 +106,14 @@ def _build_class(tp: type, seen: Seen) -> Codec:
     if tp in _GENERIC:
         return _GENERIC[tp](tp, (), seen)
     if te.is_typeddict(tp):
-        return _build_record(tp, TypedDictCodec, _typed_dict_fields, seen)
+        return _build_record(
+            tp, TypedDictCodec, fields_of=_typed_dict_fields, seen=seen
+        )
     if dataclasses.is_dataclass(tp):
-        return _build_record(tp, DataclassCodec, _dataclass_fields, seen)
+        return _build_record(tp, DataclassCodec, fields_of=_dataclass_fields, seen=seen)
     if issubclass(tp, Enum):
         return EnumCodec(tp)
-    _unsupported(tp)
+    return _unsupported(tp)
 
 
 def _build_special(tp: Any, origin: Any, seen: Seen) -> Codec:
@@ -124,7 +126,7 @@ def _build_special(tp: Any, origin: Any, seen: Seen) -> Codec:
         return LiteralCodec(tp, args)
     if origin in _GENERIC:
         return _GENERIC[origin](tp, args, seen)
-    _unsupported(tp)
+    return _unsupported(tp)
 
 
 def _build_alias(tp: Any, seen: Seen) -> Codec:
@@ -184,6 +186,7 @@ Fields = tuple[dict[str, Any], frozenset[str]]
 def _build_record(
     tp: type,
     make: Callable[[type], RecordCodec],
+    *,
     fields_of: Callable[[type], Fields],
     seen: Seen,
 ) -> Codec:

@@ -7,8 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from sqla_jobs._core.backoff import (
     DEFAULT_BACKOFF,
@@ -136,7 +135,7 @@ def test_spec_text_is_stable(backoff: Backoff, spec: str) -> None:
 )
 def test_parse_refuses_anything_else(spec: str) -> None:
     """A text that `spec` never writes is an error that shows it, briefly."""
-    with pytest.raises(JobValueError, match="^backoff ") as caught:
+    with pytest.raises(JobValueError, match=r"^backoff ") as caught:
         parse_backoff(spec)
 
     assert len(str(caught.value)) < 200

@@ -18,6 +18,7 @@ from sqla_jobs._core.outcomes import (
 from sqla_jobs.errors import JobValueError
 
 AT = datetime(2030, 1, 1, tzinfo=UTC)
+NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001
 AFTER = timedelta(minutes=5)
 
 
@@ -26,13 +27,13 @@ AFTER = timedelta(minutes=5)
     [
         (lambda: Retry(at=AT, after=AFTER), "Retry takes at= or after=, not both"),
         (lambda: Snooze(at=AT, after=AFTER), "Snooze takes at= or after=, not both"),
-        (lambda: Snooze(), "Snooze needs at= or after="),
+        (Snooze, "Snooze needs at= or after="),
         (lambda: Snooze("busy"), "Snooze needs at= or after="),
         (
-            lambda: Retry(at=datetime(2030, 1, 1)),
+            lambda: Retry(at=NAIVE),
             r"Retry\(at=datetime.datetime\(2030, .*\)\) is naive; give it a time zone",
         ),
-        (lambda: Snooze(at=datetime(2030, 1, 1)), "is naive; give it a time zone"),
+        (lambda: Snooze(at=NAIVE), "is naive; give it a time zone"),
         (lambda: Retry(after=-AFTER), r"Retry\(after=.*\) is negative"),
         (lambda: Snooze(after=-AFTER), r"Snooze\(after=.*\) is negative"),
     ],

@@ -26,8 +26,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 from typing_extensions import ReadOnly, TypeAliasType, TypedDict
 
 from sqla_jobs._core.payloads import (
@@ -165,9 +164,13 @@ class Point(NamedTuple):
 
 UserId = NewType("UserId", int)
 Name = TypeAliasType("Name", Optional[str])  # noqa: UP045
-Json = TypeAliasType("Json", None | bool | float | str | list[Any] | dict[str, Any])
+Json = TypeAliasType(
+    "Json", bool | int | float | str | list[Any] | dict[str, Any] | None
+)
 
-safe_text = st.text(st.characters(exclude_characters="\x00"), max_size=20)
+safe_text = st.text(
+    st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=20
+)
 floats = st.floats(allow_nan=False, allow_infinity=False)
 integers = st.integers() | st.integers(-(10**4000), 10**4000)
 zones = st.timezones() | st.builds(
@@ -238,7 +241,7 @@ UNIONS: list[Typed] = [
     (Union[int, str, None], st.none() | integers | safe_text),  # noqa: UP007
     (float | int, st.floats(-1e15, 1e15) | integers),
     (float | Literal[1] | bool, st.floats(-1e15, 1e15) | st.just(1) | st.booleans()),
-    (str | Literal["auto"], safe_text | st.just("auto")),
+    (Literal["auto", "off"] | str, safe_text | st.just("auto")),  # noqa: PYI051
     (list[int] | list[str], st.lists(integers) | st.lists(safe_text)),
     (date | int | list[Line] | Tree, st.dates() | integers | st.lists(lines) | trees),
     (Any | int, json_values),
@@ -321,8 +324,7 @@ def test_value_survives_jsonb_exactly(case: tuple[Any, Any]) -> None:
     decoded = codec.decode(_through_jsonb(json.loads(dump(encoded))))
 
     assert decoded == value
-    if tp not in (Any, object, Json):
-        assert _types(decoded) == _types(value)
+    assert _types(decoded) == _types(value)
 
 
 @given(json_values)
@@ -366,7 +368,7 @@ def test_text_is_accepted_exactly_when_storable(text: str) -> None:
         if storable:
             attempt()
         else:
-            with pytest.raises(PayloadError, match="NUL character|lone surrogate"):
+            with pytest.raises(PayloadError, match=r"NUL character|lone surrogate"):
                 attempt()
 
 
@@ -451,7 +453,7 @@ def test_rows_of_other_releases_decode(tp: Any, stored: Any, value: Any) -> None
     assert _types(codec_for(tp).decode(stored)) == _types(value)
 
 
-NAIVE = datetime(2030, 1, 1)
+NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001
 
 
 @pytest.mark.parametrize(
@@ -634,7 +636,7 @@ def _nest(depth: int, wrap: Callable[[Any], Any], leaf: Any) -> Any:
     ids=["list", "dict", "any", "record", "decode"],
 )
 def test_depth_is_limited(
-    attempt: Callable[[Any], Any], wrap: Callable[[Any], Any], leaf: Any, levels: int
+    *, attempt: Callable[[Any], Any], wrap: Callable[[Any], Any], leaf: Any, levels: int
 ) -> None:
     """The limit is an error of ours with a short path, never a RecursionError."""
     attempt(_nest(MAX_DEPTH // levels - 1, wrap, leaf))

@@ -71,11 +71,11 @@ def test_no_state_leads_to_itself() -> None:
 
 def test_final_and_live_are_a_partition() -> None:
     """Every state is final or live, never both, and the waiting ones are live."""
-    assert FINAL | LIVE == set(JobState)
+    assert set(JobState) == FINAL | LIVE
     assert not FINAL & LIVE
-    assert FINAL == {JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED}
+    assert {JobState.COMPLETED, JobState.CANCELLED, JobState.DISCARDED} == FINAL
     assert WAITING < CANCELLABLE < LIVE
-    assert LIVE - CANCELLABLE == {JobState.RUNNING}
+    assert {JobState.RUNNING} == LIVE - CANCELLABLE
 
 
 def test_states_read_as_their_stored_text() -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import NoReturn
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from sqla_jobs._core.text import (
     ERROR_LIMIT,
@@ -25,19 +24,19 @@ characters = st.one_of(
 texts = st.text(characters, max_size=200)
 
 
-class Unprintable(Exception):
+class UnprintableError(Exception):
     """An error whose texts cannot be had."""
 
     def __str__(self) -> str:
         """Fail."""
-        raise RuntimeError("no")
+        raise OSError("no")
 
     __repr__ = __str__
 
 
 def _raised(error: BaseException) -> BaseException:
     try:
-        raise error
+        raise error  # noqa: TRY301
     except BaseException as caught:  # noqa: BLE001
         return caught
 
@@ -107,7 +106,10 @@ def test_clean_text_refuses_a_negative_limit() -> None:
         (KeyError("id"), "KeyError: 'id'"),
         (ValueError(), "ValueError"),
         (ValueError("a\x00b"), "ValueError: a\ufffdb"),
-        (Unprintable(), "Unprintable: <its message failed with RuntimeError>"),
+        (
+            UnprintableError(),
+            "UnprintableError: <its message failed with OSError>",
+        ),
         (KeyboardInterrupt("stop"), "KeyboardInterrupt: stop"),
     ],
     ids=["message", "quoted", "empty", "nul", "unprintable", "base exception"],
@@ -136,7 +138,7 @@ def test_traceback_text_tells_the_place_and_the_causes() -> None:
     password = "hunter" + "2"
     try:
         try:
-            raise LookupError("first")
+            raise LookupError("first")  # noqa: TRY301
         except LookupError as error:
             raise ValueError("second") from error
     except ValueError as error:
@@ -169,10 +171,10 @@ def test_traceback_text_is_storable(text: str) -> None:
 
 def test_traceback_text_survives_unprintable_errors() -> None:
     """An error without a usable message still has a traceback."""
-    text = traceback_text(_raised(Unprintable()))
+    text = traceback_text(_raised(UnprintableError()))
 
     assert "_raised" in text
-    assert "Unprintable" in text
+    assert "UnprintableError" in text
 
 
 def test_traceback_text_falls_back_to_the_error(
