@@ -93,6 +93,7 @@ def merged(name: str, given: Iterable[Mapping[str, Any]]) -> ClassOptions:
     Return the options of class *name* from keywords given along its MRO.
 
     Args:
+        name: The class's name, which its default kind is made of.
         given: Checked keywords, the class's own first; no kind is inherited.
     """
     own, *inherited = given
@@ -127,16 +128,17 @@ def checked(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _checked_one(name, key, value) for key, value in given.items()}
 
 
-def unknown(name: str, what: str, key: str, known: Iterable[str]) -> str:
+def unknown(what: str, key: str, known: Iterable[str]) -> str:
     """Return the text of an error about an unknown *key*, with the likely meaning."""
     near = get_close_matches(key, sorted(known), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{name} got an unknown {what} {key!r}{hint}"
+    return f"unknown {what} {key!r}{hint}"
 
 
 def _checked_one(name: str, key: str, value: Any) -> Any:
     if key not in KEYWORDS:
-        raise JobDefinitionError(unknown(name, "class keyword", key, KEYWORDS))
+        text = unknown("class keyword", key, KEYWORDS)
+        raise JobDefinitionError(f"{name}: {text}")
     if key == "aliases":
         return _aliases(name, value)
     if key == "retention" and isinstance(value, timedelta):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from types import FrameType, UnionType
@@ -19,7 +20,7 @@ def own_annotations(cls: type[Any]) -> dict[str, Any]:
         return dict(
             annotationlib.get_annotations(cls, format=annotationlib.Format.FORWARDREF)
         )
-    return dict(cls.__dict__.get("__annotations__", {}))
+    return inspect.get_annotations(cls)
 
 
 def generic_name(annotation: Any) -> str | None:
@@ -35,6 +36,8 @@ def inner_type(annotation: Any, cls: type[Any], scope: dict[str, Any]) -> Any:
     Return T of an annotation ``Arg[T]`` or ``Mapped[T]``.
 
     Args:
+        annotation: The object, or a string.
+        cls: The class that declares it.
         scope: Local names at the class statement.
 
     Raises:
@@ -69,4 +72,5 @@ def _evaluated(annotation: Any, cls: type[Any], scope: dict[str, Any]) -> Any:
         return annotation
     module = sys.modules.get(cls.__module__)
     # The annotations of the program itself, which Python would evaluate the same way.
-    return eval(text, vars(module) if module else {}, {**vars(cls), **scope})
+    known = vars(module) if module else {}
+    return eval(text, known, {**vars(cls), **scope})  # noqa: S307

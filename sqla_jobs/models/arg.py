@@ -148,7 +148,9 @@ def arg(*, default: T) -> Arg[T]: ...
 def arg(*, default_factory: Callable[[], T]) -> Arg[T]: ...
 def arg(*, default: Any = UNSET, default_factory: Any = None) -> Any:
     """
-    Declare a payload key with a default: ``subject: Arg[str] = arg(default="")``.
+    Declare a payload key with a default.
+
+    For example ``subject: Arg[str] = arg(default="")``.
 
     Args:
         default: The value when the constructor is given none; default: it is required.

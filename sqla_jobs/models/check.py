@@ -66,8 +66,8 @@ def check_job(cls: type[Any]) -> None:
     for name in given.load:
         if not hasattr(cls, name):
             known = (n for n in dir(cls) if not n.startswith("_"))
-            text = unknown(cls.__name__, "relationship in load", name, known)
-            raise JobDefinitionError(text)
+            text = unknown("relationship in load", name, known)
+            raise JobDefinitionError(f"{cls.__name__}: {text}")
 
 
 def _raise_reserved(cls: type[Any], name: str) -> NoReturn:

@@ -16,7 +16,7 @@ from sqla_jobs.errors import JobValueError
 from sqla_jobs.models.arg import Arg, args_of
 from sqla_jobs.models.columns import COLUMN_NAMES
 
-Setter = Callable[[Any, dict[str, Any], str, Any], None]
+Setter = Callable[[Any, str, Any], None]
 
 
 class Plan:
@@ -75,7 +75,7 @@ def construct(job: Any, values: dict[str, Any]) -> None:
         if one is not None:
             payload[name] = one.encode(value)
         elif name != "payload":
-            _setter(job, plan, name)(job, values, name, value)
+            _setter(job, plan, name)(job, name, value)
     for name, default in plan.defaults:
         if name not in payload:
             payload[name] = default() if default else _missing(job, plan, payload)
@@ -123,7 +123,7 @@ def _setter(job: Any, plan: Plan, name: str) -> Setter:
         if name in COLUMN_NAMES:
             raise TypeError(f"{cls}() takes no {name!r}: the library writes it")
         known = (*plan.setters, *plan.args, "payload")
-        raise TypeError(unknown(f"{cls}()", "keyword argument", name, known))
+        raise TypeError(f"{cls}(): {unknown('keyword argument', name, known)}")
     return setter
 
 
@@ -132,7 +132,7 @@ def _setters(cls: type[Any]) -> dict[str, Setter]:
     own = set(mapper.all_orm_descriptors.keys()) - COLUMN_NAMES
     if is_dataclass(cls):
         own |= {field.name for field in fields(cls)} - COLUMN_NAMES
-    return dict.fromkeys(own, _set_attribute) | _SETTERS
+    return dict.fromkeys(own, setattr) | _SETTERS
 
 
 def _dataclass_factories(cls: type[Any]) -> dict[str, Callable[[], Any]]:
@@ -146,49 +146,51 @@ def _dataclass_factories(cls: type[Any]) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _set_attribute(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
-    setattr(job, name, value)
-
-
-def _set_option(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+def _set_option(job: Any, name: str, value: Any) -> None:
     problem = problem_of(name, value)
     if problem:
         raise JobValueError(f"{type(job).__name__}({name}={value!r}) {problem}")
     setattr(job, name, value)
 
 
-def _set_backoff(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+def _set_backoff(job: Any, name: str, value: Any) -> None:
     problem = problem_of(name, value)
-    if problem is None and value.shape == "custom":
-        if value != type(job).__job_options__.backoff:
-            problem = "has a function, which a row cannot hold; set it on the class"
+    own = type(job).__job_options__.backoff
+    if problem is None and value.shape == "custom" and value != own:
+        problem = "has a function, which a row cannot hold; set it on the class"
     if problem:
         raise JobValueError(f"{type(job).__name__}(backoff={value!r}) {problem}")
     job.backoff = value.spec()
 
 
-def _set_run_at(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+def _set_run_at(job: Any, _: str, value: Any) -> None:
     if value is None:
         return
     check_time(f"{type(job).__name__}(run_at={value!r})", value)
-    if values.get("delay") is not None:
-        raise JobValueError(f"{type(job).__name__}() takes run_at= or delay=, not both")
+    if job._delay is not None:
+        _raise_both(job)
     job.run_at, job.state = value, JobState.SCHEDULED.value
 
 
-def _set_delay(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+def _set_delay(job: Any, _: str, value: Any) -> None:
     if value is None:
         return
     if not isinstance(value, timedelta) or value < timedelta(0):
         raise JobValueError(
             f"{type(job).__name__}(delay={value!r}) must be a timedelta of zero or more"
         )
+    if "run_at" in job.__dict__ and value:
+        _raise_both(job)
     if value:
         # The database's clock is read at the flush.
         job._delay, job.state = value, JobState.SCHEDULED.value
 
 
-def _set_tags(job: Any, values: dict[str, Any], name: str, value: Any) -> None:
+def _raise_both(job: Any) -> NoReturn:
+    raise JobValueError(f"{type(job).__name__}() takes run_at= or delay=, not both")
+
+
+def _set_tags(job: Any, _: str, value: Any) -> None:
     if value is None:
         return
     if not isinstance(value, list | tuple) or {*map(type, value)} - {str}:
@@ -223,6 +225,6 @@ _SETTERS: dict[str, Setter] = {
     "run_at": _set_run_at,
     "delay": _set_delay,
     "tags": _set_tags,
-    "payload_bytes": _set_attribute,
-    "meta": _set_attribute,
+    "payload_bytes": setattr,
+    "meta": setattr,
 }

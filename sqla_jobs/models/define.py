@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey
@@ -100,10 +101,8 @@ def _prepare_args(cls: type[Any], scope: dict[str, Any]) -> None:
             setattr(cls, name, one)
     for one in list(vars(cls).values()):
         if isinstance(one, Arg):
-            try:
+            with suppress(NameError):  # a name that follows later in the module
                 one.resolve(scope)
-            except NameError:
-                pass  # a name that follows later in the module
 
 
 def _dataclass_keywords(cls: type[Any]) -> dict[str, Any]:

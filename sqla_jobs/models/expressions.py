@@ -45,10 +45,10 @@ class _Encoded(TypeDecorator[Any]):
         super().__init__()
         self.codec = codec
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
         return None if value is None else self.codec.encode(value)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
         return None if value is None else self.codec.decode(value)
 
 
@@ -76,7 +76,7 @@ class WholeNumber(_Encoded):
     impl = Numeric
     cache_ok = True
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
         """Return the int."""
         return None if value is None else int(value)
 

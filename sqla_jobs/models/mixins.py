@@ -108,7 +108,7 @@ class JobMixin(metaclass=_Typed):
     else:
         _delay = None
 
-        def __init__(self, **values):
+        def __init__(self, **values: Any) -> None:
             construct(self, values)
 
     __mapper_cls__: ClassVar[type[Any]] = JobMapper

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime
 from typing import Any, TypeVar
-from uuid import UUID as PyUUID
 
 from sqlalchemy import BigInteger, Boolean, Column, Integer, Table, Text, func, text
 from sqlalchemy.orm import Mapped, registry
@@ -28,7 +28,7 @@ class AttemptRow(SupportRow):
     number: Mapped[int]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime]
-    runner_id: Mapped[PyUUID | None]
+    runner_id: Mapped[uuid.UUID | None]
     outcome: Mapped[str]
     error: Mapped[str | None]
     traceback: Mapped[str | None]
@@ -44,7 +44,7 @@ class QueueRow(SupportRow):
 class RunnerRow(SupportRow):
     """A runner that is alive, or was at *seen_at*."""
 
-    id: Mapped[PyUUID]
+    id: Mapped[uuid.UUID]
     name: Mapped[str]
     host: Mapped[str]
     pid: Mapped[int]
