@@ -1,7 +1,5 @@
 """What a codec is, and the codecs of types that have no parts."""
 
-# ruff: noqa: ARG002  # every codec is given the depth, only containers look at it
-
 from __future__ import annotations
 
 import re

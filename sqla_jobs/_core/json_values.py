@@ -83,7 +83,7 @@ def check_size(text: str, limit: int = DEFAULT_LIMIT, path: str = "payload") -> 
         )
 
 
-class Invalid(Exception):  # noqa: N818  # never leaves this package
+class Invalid(Exception):
     """A problem with a value; every container adds where on the way up."""
 
     def __init__(self, problem: str) -> None:

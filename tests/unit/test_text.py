@@ -36,7 +36,7 @@ class UnprintableError(Exception):
 
 def _raised(error: BaseException) -> BaseException:
     try:
-        raise error  # noqa: TRY301
+        raise error
     except BaseException as caught:  # noqa: BLE001
         return caught
 
@@ -138,7 +138,7 @@ def test_traceback_text_tells_the_place_and_the_causes() -> None:
     password = "hunter" + "2"
     try:
         try:
-            raise LookupError("first")  # noqa: TRY301
+            raise LookupError("first")
         except LookupError as error:
             raise ValueError("second") from error
     except ValueError as error:
