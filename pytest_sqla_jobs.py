@@ -8,7 +8,6 @@ that this does not import sqla_jobs, nor SQLAlchemy.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -37,8 +36,6 @@ def sqla_jobs_server() -> Iterator[DatabaseServer]:
 @pytest.fixture(scope="session")
 def sqla_jobs_dsn(sqla_jobs_server: DatabaseServer) -> Iterator[str]:
     """Yield the URL of an empty database that no other test process uses."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-    # The server may be shared, also with another test run.
-    name = f"sqla_jobs_{worker}_{secrets.token_hex(4)}"
-    yield sqla_jobs_server.create_database(name)
-    sqla_jobs_server.drop_database(name)
+    # The server may be shared, by workers of this test run and by other runs.
+    with sqla_jobs_server.temporary_database() as dsn:
+        yield dsn

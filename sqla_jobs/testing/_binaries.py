@@ -56,7 +56,8 @@ def candidates() -> Iterator[Path]:
         yield Path(initdb).resolve().parent
     yield from _by_pg_config()
     for pattern in INSTALLATIONS:
-        yield from sorted(map(Path, glob(pattern)), key=_version, reverse=True)
+        found = map(Path, glob(pattern))  # noqa: PTH207 (the patterns are absolute)
+        yield from sorted(found, key=_version, reverse=True)
 
 
 def wheel_programs() -> Path | None:

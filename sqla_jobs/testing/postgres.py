@@ -10,7 +10,10 @@ other end of a pipe, and acts when that closes.
 from __future__ import annotations
 
 import re
+import secrets
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
 from typing import LiteralString, Self
@@ -82,6 +85,13 @@ class DatabaseServer:
     def drop_database(self, name: str) -> None:
         """Drop a database and end its connections; it need not exist."""
         self._administer("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+
+    @contextmanager
+    def temporary_database(self, prefix: str = "sqla_jobs") -> Iterator[str]:
+        """Yield the URL of a new database with a unique name; drop it at the end."""
+        name = f"{prefix}_{secrets.token_hex(4)}"
+        yield self.create_database(name)
+        self.drop_database(name)
 
     def _administer(self, statement: LiteralString, name: str) -> None:
         # Imported late: libpq is not needed to start or stop a server.

@@ -25,7 +25,6 @@ from sqla_jobs.testing import (
     PostgresServer,
     _binaries,
     _cluster,
-    _folders,
 )
 
 ROOT = Path(__file__).parents[2]

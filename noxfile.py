@@ -1,0 +1,134 @@
+"""What can be run here; plain ``nox`` runs what CI runs."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "venv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["tests", "lint", "types", "docs", "package", "minimum"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+FLOOR = nox.project.python_versions(PROJECT)[0]
+# `minimum` wants the oldest Python; the others take the one that runs nox.
+OLDEST = None if sys.version_info[:2] == (3, int(FLOOR.split(".")[1])) else FLOOR
+
+SHIPPED = {
+    "sqla_jobs/__init__.py",
+    "sqla_jobs/py.typed",
+    "sqla_jobs/testing/_watchdog.py",
+    "pytest_sqla_jobs.py",
+}
+SHIPPED_FOLDERS = {"sqla_jobs", "pytest_sqla_jobs.py"}
+
+
+def group(*names: str) -> list[str]:
+    """Return the requirements of these dependency groups."""
+    return list(nox.project.dependency_groups(PROJECT, *names))
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the example: two processes index Python's standard library, one dies."""
+    session.install("-e", ".[demo]")
+    session.run("python", "docs/examples/code_index/main.py", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, and the code blocks of the README and the documentation."""
+    session.install("-e", ".[demo]", *group("tests"))
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def minimum(session: nox.Session) -> None:
+    """Run the tests with the oldest Python and the oldest dependencies allowed."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"]]
+    wanted += [one for name in ("asyncio", "binary", "cli") for one in extras[name]]
+    oldest = Path(session.create_tmp(), "oldest.txt")
+    pins = (re.sub(r"\[.*\]", "", one).replace(">=", "==") for one in wanted)
+    oldest.write_text("\n".join(pins))
+    session.install("-e", ".[demo]", *group("tests"), "--constraint", str(oldest))
+    session.run("python", "-m", "pytest", "tests", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, format, the direction of imports, and that all is documented."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports")
+    session.run("interrogate", "-q", "sqla_jobs", "tests", "pytest_sqla_jobs.py")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types with mypy and with pyright."""
+    session.install("-e", ".[demo]", *group("tests", "types"))
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning or a dead reference is an error."""
+    session.install("-e", ".[demo]", *group("docs"))
+    target = session.posargs or ["docs/_build/html"]
+    session.run("sphinx-build", "-W", "-n", "-q", "-E", "-b", "html", "docs", *target)
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build the wheel, and use it in an empty environment outside the checkout."""
+    session.install(*group("package"))
+    dist = Path(session.create_tmp(), "dist").absolute()
+    session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    (wheel,) = dist.glob("*.whl")
+    check_contents(session, wheel)
+    with tempfile.TemporaryDirectory() as outside, session.chdir(outside):
+        use_wheel(session, wheel, Path(outside, "venv"))
+
+
+def check_contents(session: nox.Session, wheel: Path) -> None:
+    """Fail unless the wheel has what it must have, and nothing else."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    missing = SHIPPED - names
+    tops = {name.partition("/")[0] for name in names}
+    extra = {top for top in tops - SHIPPED_FOLDERS if not top.endswith(".dist-info")}
+    if missing or extra:
+        session.error(f"{wheel.name}: missing {missing or '{}'}, extra {extra or '{}'}")
+
+
+def use_wheel(session: nox.Session, wheel: Path, venv: Path) -> None:
+    """Install the wheel in a new environment and run the library and its commands."""
+    session.run("python", "-m", "venv", str(venv))
+    programs = venv / ("Scripts" if sys.platform == "win32" else "bin")
+    python, command = str(programs / "python"), str(programs / "sqla-jobs")
+    session.run(python, "-m", "pip", "install", "-q", f"{wheel}[binary,cli]")
+    source = "import sqla_jobs, sqla_jobs.testing; print(sqla_jobs.__file__)"
+    where = session.run(python, "-c", source, silent=True)
+    if str(venv) not in str(where):
+        session.error(f"imported {where}, not the installed wheel")
+    session.run(command, "--help", silent=True)
+    # Nothing to import: an error for the user, never a success or a traceback.
+    session.run(command, "run", "nowhere:runner", success_codes=[1, 2])
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Print jobs per second beside plain psycopg loops, measured in the same run."""
+    session.install("-e", ".[demo]", *group("tests"))
+    session.run("python", "-m", "tests.benchmarks", *session.posargs)
