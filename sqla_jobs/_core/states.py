@@ -66,3 +66,30 @@ def diagram() -> str:
         lines += [f"    {source} --> {to}: {verb}" for to, verb in targets.items()]
     lines += [f"    {state} --> [*]: purge" for state in JobState if state in FINAL]
     return "\n".join(lines) + "\n"
+
+
+SETTLE_RULES: tuple[tuple[str, str | None, JobState], ...] = (
+    ("complete", None, S.COMPLETED),
+    ("cancel", None, S.CANCELLED),
+    ("discard", None, S.DISCARDED),
+    ("snooze", "cancel_requested", S.CANCELLED),
+    ("snooze", None, S.SCHEDULED),
+    ("release", "cancel_requested", S.CANCELLED),
+    ("release", None, S.AVAILABLE),
+    ("retry", "cancel_requested", S.CANCELLED),
+    ("retry", "exhausted", S.DISCARDED),
+    ("retry", None, S.RETRYABLE),
+    ("rescue", "cancel_requested", S.CANCELLED),
+    ("rescue", "exhausted", S.DISCARDED),
+    ("rescue", "poison", S.DISCARDED),
+    ("rescue", None, S.AVAILABLE),
+)
+"""
+How a running job leaves `running`: (action, condition, state), first match wins.
+
+The conditions hold in the row at that moment (a cancel may have been requested since
+the claim), so the settle statement evaluates them; its CASE is made from this table.
+"""
+
+SUSPECT_CRASHES = 2
+"""A job with this many crashes runs at most one per process."""

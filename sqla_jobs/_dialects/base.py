@@ -1,0 +1,107 @@
+"""The contract of a job dialect; methods return SQL fragments, nothing more."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    DateTime,
+    Executable,
+    FromClause,
+    Select,
+    Table,
+    bindparam,
+    func,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import TypeEngine
+
+T = TypeVar("T")
+
+
+def bind(name: str, type_: TypeEngine[T], *default: Any) -> BindParameter[T]:
+    """
+    Return the bound parameter *name*.
+
+    Its key gets a prefix: a key that is a column's name would join an UPDATE's SET.
+    """
+    return bindparam(f"p_{name}", *default, type_=type_)
+
+
+class JobDialect(ABC):
+    """One database: its capabilities and the fragments that only it can word."""
+
+    name: str
+    skip_locked: bool = False
+    listen_notify: bool = False
+    copy: bool = False
+
+    def now(self) -> ColumnElement[datetime]:
+        """Return the database's clock, or the bound ``now`` of a test."""
+        given = bind("now", DateTime(timezone=True), None)
+        return func.coalesce(given, self.clock())
+
+    @abstractmethod
+    def clock(self) -> ColumnElement[datetime]:
+        """Return the start of this statement; it must be usable in an index scan."""
+
+    @abstractmethod
+    def seconds(self, count: ColumnElement[float]) -> ColumnElement[Any]:
+        """Return an interval of *count* seconds."""
+
+    @abstractmethod
+    def json(self, text: ColumnElement[str]) -> ColumnElement[Any]:
+        """Return JSON text as the type of the JSON columns."""
+
+    @abstractmethod
+    def rows(self, name: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
+        """Return a table made of one bound array per column."""
+
+    @abstractmethod
+    def lock(self, stmt: Select[Any], *, skip: bool, of: Any = None) -> Select[Any]:
+        """Return *stmt* locking its rows against other writers, not against readers."""
+
+    @abstractmethod
+    def upsert(
+        self,
+        table: Table,
+        values: Mapping[str, Any],
+        *,
+        key: str,
+        change: Mapping[str, Any],
+    ) -> Executable:
+        """Return an INSERT that makes *change* to the row that already has *key*."""
+
+    @abstractmethod
+    def notify(self, channel: str) -> Executable:
+        """Return the statement that wakes the runners listening on *channel*."""
+
+    @abstractmethod
+    def copy_rows(
+        self,
+        connection: Connection,
+        columns: Sequence[ColumnElement[Any]],
+        rows: Iterable[Sequence[Any]],
+    ) -> int:
+        """Bulk-load *rows* inside the connection's transaction; return how many."""
+
+    @abstractmethod
+    def is_conflict(self, exc: BaseException) -> bool:
+        """Return whether *exc* is a serialization failure or a deadlock."""
+
+    @abstractmethod
+    def is_outage(self, exc: BaseException) -> bool:
+        """Return whether *exc* says that the database is away or read-only."""
+
+    @staticmethod
+    def sqlstate(exc: BaseException) -> str | None:
+        """Return the SQLSTATE of a driver error, if there is one."""
+        orig = exc.orig if isinstance(exc, DBAPIError) else exc
+        state = getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
+        return state if isinstance(state, str) else None

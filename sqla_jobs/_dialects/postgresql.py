@@ -1,0 +1,110 @@
+"""PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Executable,
+    FromClause,
+    Select,
+    Table,
+    cast,
+    column,
+    func,
+    select,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
+from sqlalchemy.exc import DBAPIError, DisconnectionError, TimeoutError
+from sqlalchemy.types import TypeEngine
+
+from sqla_jobs._dialects.base import JobDialect, bind
+
+# Class 40: transaction rollback (manual, appendix A).
+CONFLICTS = frozenset({"40001", "40P01"})
+# Class 08 and 57P: no connection, shutdown, starting up; 25006: a standby;
+# 53300: too many connections; 55006: the database is being dropped or created.
+OUTAGES = frozenset({"57P01", "57P02", "57P03", "25006", "53300"})
+
+
+class PostgreSQLDialect(JobDialect):
+    """PostgreSQL 14 or later."""
+
+    name = "postgresql"
+    skip_locked = listen_notify = copy = True
+
+    def clock(self) -> ColumnElement[datetime]:
+        """
+        Return the start of this statement.
+
+        now() would be the start of the transaction, wrong for a lease renewed at the
+        end of a long one; clock_timestamp() is volatile, which no index scan can use.
+        """
+        return func.statement_timestamp()
+
+    def seconds(self, count: ColumnElement[float]) -> ColumnElement[Any]:
+        """Return an interval of *count* seconds."""
+        return func.make_interval(0, 0, 0, 0, 0, 0, count)
+
+    def json(self, text: ColumnElement[str]) -> ColumnElement[Any]:
+        """Return JSON text as jsonb."""
+        return cast(text, JSONB)
+
+    def rows(self, name: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
+        """Return ``unnest(:a, :b, ...) AS name(a, b, ...)``."""
+        arrays = [bind(key, ARRAY(type_)) for key, type_ in columns.items()]
+        made = [column(key, type_) for key, type_ in columns.items()]
+        return func.unnest(*arrays).table_valued(*made, name=name).render_derived()
+
+    def lock(self, stmt: Select[Any], *, skip: bool, of: Any = None) -> Select[Any]:
+        """Return *stmt* with FOR NO KEY UPDATE, which foreign keys to jobs survive."""
+        return stmt.with_for_update(key_share=True, skip_locked=skip, of=of)
+
+    def upsert(
+        self,
+        table: Table,
+        values: Mapping[str, Any],
+        *,
+        key: str,
+        change: Mapping[str, Any],
+    ) -> Executable:
+        """Return INSERT ... ON CONFLICT (key) DO UPDATE."""
+        stmt = insert(table).values(**values)
+        return stmt.on_conflict_do_update(index_elements=[key], set_=dict(change))
+
+    def notify(self, channel: str) -> Executable:
+        """Return a NOTIFY without payload: any role may listen."""
+        return select(func.pg_notify(channel, ""))
+
+    def copy_rows(
+        self,
+        connection: Connection,
+        columns: Sequence[ColumnElement[Any]],
+        rows: Iterable[Sequence[Any]],
+    ) -> int:
+        """Bulk-load *rows* by COPY; written by the driver module."""
+        raise NotImplementedError
+
+    def is_conflict(self, exc: BaseException) -> bool:
+        """Return whether *exc* is a serialization failure or a deadlock."""
+        return self.sqlstate(exc) in CONFLICTS
+
+    def is_outage(self, exc: BaseException) -> bool:
+        """Return whether *exc* says that the database is away or read-only."""
+        if isinstance(exc, DisconnectionError | TimeoutError | OSError):
+            return True
+        if not isinstance(exc, DBAPIError):
+            return False
+        state = self.sqlstate(exc)
+        if state is None or exc.connection_invalidated:
+            return exc.connection_invalidated or _lost_before_an_answer(exc)
+        return state in OUTAGES or state.startswith("08")
+
+
+def _lost_before_an_answer(exc: DBAPIError) -> bool:
+    # psycopg's connection errors carry no SQLSTATE when no server answered.
+    return type(exc.orig).__name__ == "OperationalError"

@@ -1,0 +1,107 @@
+"""What every store function needs: the connection, the tables and cached statements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    CursorResult,
+    Executable,
+    case,
+    literal,
+)
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Session
+
+from sqla_jobs._core.states import SETTLE_RULES, JobState
+from sqla_jobs._dialects import JobDialect, dialect_of
+from sqla_jobs.errors import MissingTables
+from sqla_jobs.models import JobTables
+
+_Build = TypeVar("_Build", bound=Callable[..., Any])
+
+
+Where = Session | Connection
+"""What statements run on; a Connection where a session is about to commit."""
+
+
+def connection_of(session: Where, tables: JobTables) -> Connection:
+    """Return the session's connection for the job tables, without a flush."""
+    if isinstance(session, Connection):
+        return session
+    return session.connection(bind_arguments={"mapper": tables.root.__mapper__})
+
+
+def execute(
+    session: Where,
+    tables: JobTables,
+    build: Callable[[JobTables, JobDialect], Executable],
+    params: Mapping[str, Any],
+) -> CursorResult[Any]:
+    """
+    Execute the statement that *build* makes; it is built once per table and dialect.
+
+    Raises:
+        UnsupportedDialect: If the database is not supported.
+        MissingTables: If the job tables are not there.
+    """
+    connection = connection_of(session, tables)
+    statement = build(tables, dialect_of(connection))
+    try:
+        return connection.execute(statement, prefixed(params))
+    except ProgrammingError as exc:
+        raise_if_missing(exc, tables)
+        raise
+
+
+def prefixed(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return *params* under the names that `bind` gives them."""
+    return {f"p_{name}": value for name, value in params.items()}
+
+
+def raise_if_missing(exc: ProgrammingError, tables: JobTables) -> None:
+    """Raise `MissingTables` if *exc* says that a table of the job system is not there."""
+    if JobDialect.sqlstate(exc) == "42P01":
+        raise MissingTables(missing_message([tables.table.fullname])) from exc
+
+
+def missing_message(names: Sequence[str]) -> str:
+    """Return the error text for missing tables."""
+    return (
+        f"the database has no table {', '.join(names)}; create it with"
+        " `alembic revision --autogenerate` and `alembic upgrade head`,"
+        " or Base.metadata.create_all(engine)"
+    )
+
+
+def built_once(build: _Build) -> _Build:
+    """Cache the statements that *build* makes, one per table and dialect."""
+    return lru_cache(maxsize=256)(build)  # type: ignore[return-value]
+
+
+def state_rule(
+    action: ColumnElement[str] | str, conditions: Mapping[str, ColumnElement[bool]]
+) -> ColumnElement[str]:
+    """Return `states.SETTLE_RULES` as a CASE over *action* and the named conditions."""
+    if isinstance(action, str):
+        rules = [rule for rule in SETTLE_RULES if rule[0] == action]
+        whens = [(conditions[c], s.value) for _, c, s in rules if c is not None]
+        return case(*whens, else_=literal(rules[-1][2].value))
+    whens = []
+    for name, condition, state in SETTLE_RULES:
+        if name == "rescue":
+            continue
+        test = action == name
+        if condition is not None:
+            test = test & conditions[condition]
+        whens.append((test, state.value))
+    return case(*whens)
+
+
+def states_in(states: Sequence[JobState] | frozenset[JobState]) -> list[str]:
+    """Return *states* as sorted texts, for a stable statement."""
+    return sorted(state.value for state in states)

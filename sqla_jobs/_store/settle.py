@@ -1,0 +1,166 @@
+"""Write what attempts ended in: any number of them in one guarded statement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Executable,
+    Float,
+    FromClause,
+    Text,
+    Update,
+    case,
+    func,
+    insert,
+    null,
+    select,
+    update,
+)
+
+from sqla_jobs._core.settle import Settlement
+from sqla_jobs._core.states import FINAL, JobState, Lane
+from sqla_jobs._dialects import JobDialect
+from sqla_jobs._store.base import Where, built_once, execute, state_rule, states_in
+from sqla_jobs._store.claim import literal_state
+from sqla_jobs.models import JobTables
+
+_COLUMNS = {
+    "job_id": BigInteger(),
+    "token": BigInteger(),
+    "action": Text(),
+    "delay": Float(),
+    "at": DateTime(timezone=True),
+    "result": Text(),
+    "checkpoint": Text(),
+    "reason": Text(),
+    "error": Text(),
+    "traceback": Text(),
+}
+_LOGGED = ("retry", "cancel", "discard")  # a good job costs no attempt row
+
+
+def settle(
+    session: Where,
+    tables: JobTables,
+    settlements: Sequence[Settlement],
+    *,
+    wait: bool = True,
+    now: datetime | None = None,
+) -> dict[int, JobState]:
+    """
+    Settle attempts in one statement and return the new states by job id.
+
+    A job that is missing in the answer was no longer held with its token: nothing was
+    written for it. Attempts that did not complete are logged. Does not commit.
+
+    Args:
+        wait: Whether to wait for rows that another transaction is writing; else they
+            are missing in the answer too. Default True.
+    """
+    if not settlements:
+        return {}
+    # By ascending id, the order in which everybody locks jobs.
+    rows = sorted(settlements, key=lambda row: row.job_id)
+    params: dict[str, Any] = {
+        name: [getattr(row, name) for row in rows] for name in _COLUMNS
+    }
+    build = _settling if wait else _settling_unlocked
+    result = execute(session, tables, build, params | {"now": now})
+    return {job_id: JobState(state) for job_id, state in result}
+
+
+@built_once
+def _settling(tables: JobTables, dialect: JobDialect) -> Executable:
+    given = dialect.rows("given", _COLUMNS)
+    return _logging(tables, dialect, given, _settled(tables, dialect, given))
+
+
+@built_once
+def _settling_unlocked(tables: JobTables, dialect: JobDialect) -> Executable:
+    given, job = dialect.rows("given", _COLUMNS), tables.table.c
+    free = dialect.lock(select(job.id), skip=True).where(
+        job.id.in_(select(given.c.job_id))
+    )
+    settled = _settled(tables, dialect, given).where(job.id == free.cte("free").c.id)
+    return _logging(tables, dialect, given, settled)
+
+
+def _logging(
+    tables: JobTables, dialect: JobDialect, given: FromClause, update_: Update
+) -> Executable:
+    settled = update_.cte("settled")
+    log = _logged(tables, dialect, given, settled).cte("logged")
+    return select(settled.c.id, settled.c.state).add_cte(log)
+
+
+def _settled(tables: JobTables, dialect: JobDialect, given: FromClause) -> Update:
+    job, new = tables.table.c, given.c
+    state = state_rule(
+        new.action,
+        {
+            "cancel_requested": job.cancel_requested_at.is_not(null()),
+            "exhausted": job.attempt >= job.max_attempts,
+        },
+    )
+    back = new.action.in_(("release", "snooze"))
+    due = func.coalesce(new.at, dialect.now() + dialect.seconds(new.delay), job.run_at)
+    exhausted = (new.action == "retry") & (job.attempt >= job.max_attempts)
+    return (
+        update(tables.table)
+        .where(
+            job.id == new.job_id,
+            job.lease_token == new.token,
+            job.state == literal_state(JobState.RUNNING),
+        )
+        .values(
+            state=state,
+            attempt=case((back, job.attempt - 1), else_=job.attempt),
+            snoozes=case((new.action == "snooze", job.snoozes + 1), else_=job.snoozes),
+            lane=case((new.action == "retry", Lane.RETRIED), else_=job.lane),
+            run_at=due,
+            leased_until=null(),
+            finished_at=case((state.in_(states_in(FINAL)), dialect.now())),
+            result=dialect.json(new.result),
+            checkpoint=func.coalesce(dialect.json(new.checkpoint), job.checkpoint),
+            reason=func.coalesce(
+                new.reason, job.reason, case((exhausted, "attempts used up"))
+            ),
+            last_error=func.coalesce(new.error, job.last_error),
+        )
+        .returning(
+            job.id,
+            job.state,
+            job.lease_token,
+            job.attempt,
+            job.started_at,
+            job.runner_id,
+        )
+    )
+
+
+def _logged(
+    tables: JobTables, dialect: JobDialect, given: FromClause, settled: FromClause
+) -> Any:
+    rows = select(
+        settled.c.id,
+        settled.c.lease_token,
+        settled.c.attempt,
+        func.coalesce(settled.c.started_at, dialect.now()),
+        dialect.now(),
+        settled.c.runner_id,
+        given.c.action,
+        func.coalesce(given.c.error, given.c.reason),
+        given.c.traceback,
+    ).where(settled.c.id == given.c.job_id, given.c.action.in_(_LOGGED))
+    return insert(tables.attempts).from_select(ATTEMPT_COLUMNS, rows)
+
+
+ATTEMPT_COLUMNS = [
+    "job_id", "lease_token", "number", "started_at", "finished_at", "runner_id",
+    "outcome", "error", "traceback",
+]  # fmt: skip

@@ -1,0 +1,503 @@
+"""`AsyncRunner`: jobs with async handlers, each in a task; sync ones in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import sessionmaker
+from typing_extensions import Self
+
+from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
+from sqla_jobs._core.settle import Settlement
+from sqla_jobs._core.states import JobState
+from sqla_jobs._notify import ListenerTask, listener_for
+from sqla_jobs._store.lease import settled_state
+from sqla_jobs._store.runners import forget_runner, require_tables
+from sqla_jobs._store.sweep import MAX_CRASHES
+from sqla_jobs.runner.attempt import Attempt, Interruption
+from sqla_jobs.runner.base import RunnerBase, warn_small_pool
+from sqla_jobs.runner.control import Control, Outage, bind_of
+from sqla_jobs.runner.execute import (
+    Around,
+    AsyncExecution,
+    OnError,
+    Surroundings,
+    SyncExecution,
+)
+from sqla_jobs.runner.outbox import LINGER, Outbox, Outgoing
+from sqla_jobs.runner.sessions import async_opener, sync_opener
+from sqla_jobs.runner.threads import FORCED_SECONDS, Workers
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import async_sessionmaker
+
+log = logging.getLogger("sqla_jobs")
+
+
+class AsyncRunner(RunnerBase):
+    """
+    Claims and runs jobs with async handlers, each in a task of the running loop.
+
+    Options are those of `Runner`; the extra ``asyncio`` brings greenlet, which it needs.
+
+    Args:
+        session_maker: The application's async_sessionmaker; handlers get its sessions,
+            with ``expire_on_commit=False``.
+        job_class: The root class of the jobs.
+        sync_session: A sessionmaker on the same database: with it, jobs with sync
+            handlers run too, in threads. Default None.
+
+    Raises:
+        JobValueError: If an option cannot be used.
+        JobDefinitionError: If *kinds* names a class without a handler it can run.
+        UnsupportedDialect: If the database is not supported.
+    """
+
+    def __init__(
+        self,
+        session_maker: async_sessionmaker[Any],
+        job_class: type[Any],
+        *,
+        sync_session: sessionmaker[Any] | None = None,
+        queues: Mapping[str, int] | Sequence[str] | None = None,
+        kinds: Sequence[str | type[Any]] | None = None,
+        concurrency: int | tuple[int, int] | None = None,
+        name: str | None = None,
+        lease: timedelta | None = None,
+        poll: timedelta = timedelta(seconds=1),
+        grace: timedelta = timedelta(seconds=30),
+        listen: bool = True,
+        resources: Any = None,
+        middleware: Sequence[Around] = (),
+        on_error: OnError | None = None,
+        max_crashes: int = MAX_CRASHES,
+    ) -> None:
+        from sqla_jobs.runner.acontrol import AsyncControl
+
+        super().__init__(
+            job_class,
+            runs=lambda handler: handler.is_async or sync_session is not None,
+            queues=queues,
+            kinds=kinds,
+            concurrency=concurrency,
+            name=name,
+            lease=lease,
+            poll=poll,
+            grace=grace,
+            listen=listen,
+            resources=resources,
+            middleware=middleware,
+            on_error=on_error,
+            max_crashes=max_crashes,
+        )
+        opener_engine = _engine_of(session_maker, self.tables.root)
+        self._engine = opener_engine
+        self._control = AsyncControl(opener_engine)
+        around = self._surroundings(asynchronous=True)
+        opener = async_opener(session_maker, opener_engine)
+        self._execute = AsyncExecution(around, self._control, opener)
+        self._sync = self._sync_execution(sync_session)
+        self._outage = Outage(self.name)
+        self._tasks: dict[Attempt, asyncio.Task[None]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._woken = asyncio.Event()
+        self._filled = asyncio.Event()
+        self._main: asyncio.Task[None] | None = None
+        self._stop_by = float("inf")
+
+    def _surroundings(self, *, asynchronous: bool) -> Surroundings:
+        """Middleware is async for async handlers and sync for sync ones."""
+        layers = [
+            layer
+            for layer in self.options.middleware
+            if asyncio.iscoroutinefunction(layer) is asynchronous
+        ]
+        return Surroundings(
+            self.handlers,
+            layers,
+            self.options.on_error,
+            self.options.resources,
+            self._control.dialect,
+        )
+
+    def _sync_execution(self, maker: sessionmaker[Any] | None) -> SyncExecution | None:
+        if maker is None:
+            return None
+        engine = bind_of(maker, self.tables.root)
+        around = self._surroundings(asynchronous=False)
+        return SyncExecution(around, Control(engine), sync_opener(maker, engine))
+
+    # Public verbs
+
+    async def run(self) -> None:
+        """
+        Run jobs until stopped.
+
+        On the main thread SIGTERM and SIGINT stop it: the first lets jobs end for
+        `grace`, the second hands them back at once.
+
+        Raises:
+            MissingTables: If the database lacks the job tables.
+        """
+        self._reset()
+        with self._signals():
+            await self._run(burst=False)
+
+    async def run_until_idle(self) -> None:
+        """
+        Run what is due, and what that makes due, then return.
+
+        Raises:
+            MissingTables: If the database lacks the job tables.
+        """
+        self._reset()
+        with self._signals():
+            await self._run(burst=True)
+
+    async def run_one(self) -> JobState | None:
+        """
+        Claim and run one job; return its new state, None without one.
+
+        Raises:
+            MissingTables: If the database lacks the job tables.
+        """
+        self._reset()
+        await self._check_tables()
+        self._start_watch(self._engine)
+        try:
+            await self._control.run(partial(self._sweep_work, chores=False))
+            names = self.options.slots.names
+            queues = None if names is None else dict.fromkeys(names, 1)
+            attempts = await self._claim(Claim(1, queues))
+            if not attempts:
+                return None
+            await self._work(attempts[0])
+            await self._flush(self._outbox.take())
+            return await self._control.run(
+                partial(_state_of, attempt=attempts[0], tables=self.tables)
+            )
+        finally:
+            await asyncio.to_thread(self._stop_watch)
+
+    async def start(self) -> None:
+        """
+        Run jobs in a background task until `stop`.
+
+        Raises:
+            MissingTables: If the database lacks the job tables.
+            RuntimeError: If it runs already.
+        """
+        if self._main is not None and not self._main.done():
+            raise RuntimeError(f"{self.name} runs already")
+        self._reset()
+        await self._await_database()
+        self._main = asyncio.create_task(self._run(burst=False), name=self.name)
+
+    async def stop(self, *, grace: timedelta | None = None, wait: bool = True) -> None:
+        """
+        Stop claiming; let running jobs end, then hand the rest back.
+
+        Args:
+            grace: How long they may go on; default the runner's.
+            wait: Whether to return only when everything ended. Default True.
+        """
+        self._stop_soon(self.options.grace if grace is None else grace)
+        if wait and self._main is not None:
+            await self._main
+
+    async def __aenter__(self) -> Self:
+        """Start the runner."""
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop the runner and wait for its jobs."""
+        await self.stop()
+
+    # The loop
+
+    def _reset(self) -> None:
+        self._stopping = self.forced = False
+        self._stop_by = float("inf")
+        self._outbox = Outbox()
+        self._loop = asyncio.get_running_loop()
+        self._woken, self._filled = asyncio.Event(), asyncio.Event()
+
+    async def _run(self, *, burst: bool) -> None:
+        await self._await_database()
+        with self._lock:
+            self._plan = self._new_plan(burst=burst)
+            if self._stopping:
+                self._plan.stop()
+        warn_small_pool(self._engine, self.options.slots, self.name)
+        self._say_hello()
+        self._start_watch(self._engine)
+        most = self.options.slots.most
+        workers = Workers(self.name, self._work_in_thread, most)
+        settler = asyncio.create_task(self._settle_loop())
+        listener = self._new_listener()
+        if listener is not None:
+            listener.start()
+        try:
+            await self._steps(workers)
+        finally:
+            workers.stop()
+            if listener is not None:
+                await listener.stop()
+            await self._close(settler)
+
+    def _new_listener(self) -> ListenerTask | None:
+        listener = listener_for(self._engine) if self.options.listen else None
+        if listener is None:
+            return None
+        engine = self._control.engine.sync_engine
+        return ListenerTask(
+            listener, engine, self.tables.channel, on_wake=self._on_wake
+        )
+
+    async def _close(self, settler: asyncio.Task[None]) -> None:
+        self._outbox.close()
+        self._filled.set()
+        await asyncio.wait([settler], timeout=FORCED_SECONDS if self.forced else None)
+        settler.cancel()
+        await asyncio.to_thread(self._stop_watch)
+        try:
+            await self._control.run(
+                partial(forget_runner, tables=self.tables, runner_id=self.id)
+            )
+        except DBAPIError as exc:
+            log.debug("%s: its row stays: %s", self.name, exc)
+        await self._control.close()
+        if self._sync is not None:
+            self._sync.control.close()
+        log.info("%s: stopped", self.name)
+
+    async def _steps(self, workers: Workers) -> None:
+        while True:
+            now = time.monotonic()
+            with self._lock:
+                step = self._plan.next_step(now)
+            if now >= self._stop_by and not isinstance(step, Stop):
+                self._force()
+                step = Wait(0.05)
+                if now >= self._stop_by + FORCED_SECONDS:
+                    return
+            try:
+                match step:
+                    case Stop():
+                        return
+                    case Wait(seconds=seconds):
+                        await self._sleep(min(seconds, max(0.01, self._stop_by - now)))
+                    case Sweep():
+                        await self._sweep()
+                    case Claim():
+                        self._hand_over(await self._claim(step), workers)
+            except Exception as exc:
+                self._database_failed(exc)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+        self._woken.clear()
+
+    def _hand_over(self, attempts: Sequence[Attempt], workers: Workers) -> None:
+        for attempt in attempts:
+            if not self.handlers[attempt.kind].is_async:
+                workers.give([attempt])
+                continue
+            task = asyncio.create_task(self._work(attempt))
+            self._tasks[attempt] = task
+            task.add_done_callback(partial(self._task_done, attempt))
+
+    def _task_done(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(attempt, None)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s: internal error", self.name, exc_info=task.exception())
+
+    def _database_failed(self, exc: Exception) -> None:
+        if not isinstance(exc, DBAPIError | OSError) and not self._outage_like(exc):
+            raise exc
+        pause = self._outage.failed(exc)
+        with self._lock:
+            self._plan.away(time.monotonic(), pause)
+
+    def _outage_like(self, exc: Exception) -> bool:
+        return self._control.dialect.is_outage(exc)
+
+    async def _check_tables(self) -> None:
+        engine = self._control.engine
+        async with engine.connect() as connection:
+            await connection.run_sync(require_tables, self.tables)
+
+    async def _await_database(self) -> None:
+        """Wait until the database answers, then check the tables."""
+        while not self._stopping:
+            try:
+                await self._check_tables()
+            except Exception as exc:
+                if not self._outage_like(exc):
+                    raise
+                await self._sleep(self._outage.failed(exc))
+            else:
+                self._outage.worked()
+                return
+
+    async def _sweep(self) -> None:
+        chores = self._chores_due()
+        found = await self._control.run(partial(self._sweep_work, chores=chores))
+        self._outage.worked()
+        self._swept(found, chores=chores)
+
+    async def _claim(self, step: Claim) -> list[Attempt]:
+        sent = time.monotonic()
+        jobs = await self._control.run(partial(self._claim_work, step=step))
+        self._outage.worked()
+        return self._claimed(step, jobs, sent)
+
+    async def _work(self, attempt: Attempt) -> None:
+        """Run one attempt in its own task."""
+        settlement = None
+        try:
+            settlement = await self._execute(attempt)
+        finally:
+            self._after(attempt, settlement)
+
+    def _work_in_thread(self, attempt: Attempt) -> None:
+        assert self._sync is not None
+        assert self._loop is not None
+        settlement = self._sync(attempt)
+        self._loop.call_soon_threadsafe(self._after, attempt, settlement)
+
+    def _after(self, attempt: Attempt, settlement: Settlement | None) -> None:
+        if self._ended(attempt, settlement):
+            self._woken.set()
+        if settlement is not None:
+            self._filled.set()
+        if attempt.stops_runner:
+            self._stop_soon(self.options.grace)
+
+    def _on_wake(self) -> None:
+        super()._on_wake()
+        self._woken.set()
+
+    def _deliver_interrupt(self, attempt: Attempt) -> None:
+        """Cancel the handler's task; called from any thread."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._cancel, attempt)
+
+    def _cancel(self, attempt: Attempt) -> None:
+        self._filled.set()
+        task = self._tasks.get(attempt)
+        if task is not None and not attempt.ended:
+            task.cancel()
+
+    # Outcomes
+
+    async def _settle_loop(self) -> None:
+        while True:
+            await self._filled.wait()
+            if self._plan.running and not self._stopping:
+                await asyncio.sleep(LINGER)
+            self._filled.clear()
+            batch = self._outbox.take()
+            while batch:
+                await self._flush(batch)
+                batch = self._outbox.take()
+            if self._outbox.closed:
+                return
+
+    async def _flush(self, batch: list[Outgoing]) -> None:
+        """Write outcomes; kept and tried again until accepted or fenced off."""
+        outage = Outage(f"{self.name}-settler")
+        while batch:
+            try:
+                states = await self._control.run(
+                    partial(self._settle_work, batch=batch)
+                )
+            except DBAPIError as exc:
+                await asyncio.sleep(outage.failed(exc))
+                continue
+            outage.worked()
+            batch = self._settled(batch, states)
+            self._woken.set()
+            if batch:
+                await asyncio.sleep(0.05)
+
+    # Shutdown
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        if self._stopping:
+            self._stop_by = time.monotonic()
+            self._woken.set()
+        else:
+            log.info(
+                "%s: stopping, jobs may run on for %s", self.name, self.options.grace
+            )
+            self._stop_soon(self.options.grace)
+
+    def _stop_soon(self, grace: timedelta) -> None:
+        self._begin_stop()
+        self._stop_by = min(self._stop_by, time.monotonic() + grace.total_seconds())
+        self._woken.set()
+        self._filled.set()
+
+    def _force(self) -> None:
+        """Hand unfinished jobs back at once."""
+        if not self.forced:
+            log.warning("%s: handing unfinished jobs back", self.name)
+        self.forced = True
+        for attempt in self._live():
+            self._interrupt(attempt, Interruption.SHUTDOWN)
+
+
+def _engine_of(maker: Any, root: type[Any]) -> Any:
+    from sqlalchemy.ext.asyncio import async_sessionmaker
+
+    from sqla_jobs.errors import JobValueError
+
+    if not isinstance(maker, async_sessionmaker):
+        raise JobValueError(
+            "an AsyncRunner needs a sqlalchemy.ext.asyncio.async_sessionmaker,"
+            f" got {maker!r}"
+        )
+    session = maker()
+    return session.sync_session.get_bind(mapper=root.__mapper__)
+
+
+def _state_of(session: Any, *, tables: Any, attempt: Attempt) -> JobState | None:
+    return settled_state(session, tables, attempt.job_id, attempt.token)

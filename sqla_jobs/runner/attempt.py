@@ -1,0 +1,293 @@
+"""One attempt at a job: its facts, its interruption, its session and its outcome."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from asyncio import CancelledError
+from collections.abc import Mapping
+from datetime import timedelta
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, event, inspect
+from sqlalchemy.orm import Session
+
+from sqla_jobs._core.backoff import parse_backoff
+from sqla_jobs._core.outcomes import Complete, Outcome
+from sqla_jobs._core.payloads import check_json, dump
+from sqla_jobs._core.settle import (
+    AttemptFacts,
+    Settlement,
+    settle_conflict,
+    settle_error,
+    settle_outcome,
+    settle_release,
+)
+from sqla_jobs._store.lease import fence
+from sqla_jobs._store.settle import settle
+from sqla_jobs.errors import AttemptInterrupted, JobValueError
+from sqla_jobs.models import JobTables
+
+if TYPE_CHECKING:
+    from sqla_jobs._dialects import JobDialect
+
+
+class Interruption(StrEnum):
+    """Why an attempt must end before its handler is done."""
+
+    LOST = "the lease is lost"
+    CANCELLED = "a cancel was requested"
+    TIMEOUT = "timed out"
+    SHUTDOWN = "the runner is shutting down"
+
+
+class Attempt:
+    """
+    A claimed job while it runs; the guard of its handler's session.
+
+    Its values are copied from the row: after a commit the row may be a new holder's.
+    """
+
+    def __init__(
+        self, job: Any, tables: JobTables, *, lease: timedelta, claimed_at: float
+    ) -> None:
+        self.job, self.tables = job, tables
+        self.job_id: int = job.id
+        self.token: int = job.lease_token
+        self.kind: str = job.kind
+        self.queue: str = job.queue
+        self.number: int = job.attempt
+        self.max_attempts: int = job.max_attempts
+        self.suspect = job.crashes
+        self.lease: timedelta = job.lease or lease
+        self.timeout: timedelta | None = job.timeout
+        self.started_at = job.started_at
+        self.claimed_at = self.renewed_at = claimed_at
+        self.held_until = claimed_at + self.lease.total_seconds()
+        self.ends_at = (
+            claimed_at + self.timeout.total_seconds() if self.timeout else None
+        )
+        self.interruption: Interruption | None = None
+        self.draining = False  # a graceful shutdown: the next checkpoint ends it
+        self.ended = False  # the handler has returned or raised
+        self.stops_runner = False  # it raised SystemExit or KeyboardInterrupt
+        self._taken = False
+        self._lock = threading.Lock()
+        self._saved = dump(job.checkpoint) if job.checkpoint else ""
+        self._state: dict[str, Any] | None = None
+        self._backoff: str = job.backoff
+        self.progress: str | None = None
+        self.session: Session | None = None
+        self.began = False
+        self.final: Settlement | None = None
+        self.fence_sent = False
+        self._committing: tuple[str | None, bool] | None = None
+        self.next_extra = 0
+        self.next_lease: timedelta | None = None
+
+    # What the handler sees
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The decoded checkpoint; changes in place are saved by the next commit."""
+        if self._state is None:
+            self._state = dict(self.job.checkpoint or {}) if self._saved else {}
+        return self._state
+
+    @state.setter
+    def state(self, values: Mapping[str, Any]) -> None:
+        self._state = dict(values)
+
+    def unsaved_state(self) -> str | None:
+        """
+        Return the state as JSON text if it differs from the saved one.
+
+        Raises:
+            PayloadError: If it is not JSON.
+        """
+        if not self._state and not self._saved:
+            return None
+        if self._state is None:
+            return None
+        check_json(self._state, "state")
+        text = dump(self._state)
+        return None if text == self._saved else text
+
+    # Interruption
+
+    def interrupt(self, why: Interruption) -> bool:
+        """End the attempt as soon as possible; return whether this was news."""
+        with self._lock:
+            if self.interruption is not None or self.ended:
+                return False
+            self.interruption = why
+            return True
+
+    def take(self) -> bool:
+        """Return True once: to whoever may settle this attempt."""
+        with self._lock:
+            taken, self._taken = self._taken, True
+            return not taken
+
+    def check_open(self) -> None:
+        """
+        Refuse further work after an interruption.
+
+        Raises:
+            AttemptInterrupted: If the attempt was interrupted or has ended.
+        """
+        if self.interruption is not None:
+            raise AttemptInterrupted(self.job_id, self.interruption.value)
+        if self.ended:
+            raise AttemptInterrupted(self.job_id, "the attempt has ended")
+
+    def renewed(self, at: float, lease: timedelta | None = None) -> None:
+        """Note that the lease was renewed by a statement sent at monotonic *at*."""
+        self.renewed_at = at
+        seconds = (lease or self.lease).total_seconds()
+        self.held_until = max(self.held_until, at + seconds)
+
+    # The fence: called by the session's listeners
+
+    def on_begin(self, connection: Connection) -> None:
+        """
+        Watch the COMMIT of a transaction on the job's database.
+
+        Raises:
+            AttemptInterrupted: If the attempt was interrupted.
+            JobValueError: If the connection is in AUTOCOMMIT mode.
+        """
+        self.check_open()
+        self.began = True
+        dbapi = connection.connection.dbapi_connection
+        if connection.dialect.detect_autocommit_setting(dbapi):  # type: ignore[arg-type]
+            raise JobValueError(
+                "a handler's session may not be in AUTOCOMMIT mode: its writes could"
+                " not be taken back when the lease is lost"
+            )
+        event.listen(connection, "commit", self.on_commit)
+
+    def on_commit(self, connection: Connection) -> None:
+        """
+        Write the fence as the last statement before a COMMIT.
+
+        Raises:
+            AttemptInterrupted: If the lease is lost; everything is rolled back.
+        """
+        sent = time.monotonic()
+        try:
+            self.check_open()
+            text = self.unsaved_state()
+            held, cancel = self._fence(connection, text)
+            if not held:
+                self.interrupt(Interruption.LOST)
+                self.check_open()
+        except BaseException:
+            # Raising alone would leave the rows in an open transaction, for the
+            # pool's next user to commit.
+            dbapi = connection.connection.dbapi_connection
+            if dbapi is not None:
+                dbapi.rollback()
+            raise
+        self.renewed(sent, self.next_lease)
+        self._committing = (text, cancel)
+
+    def _fence(self, connection: Connection, text: str | None) -> tuple[bool, bool]:
+        if self.final is not None:
+            states = settle(connection, self.tables, [self.final])
+            self.fence_sent = True
+            return self.job_id in states, False
+        held = fence(
+            connection,
+            self.tables,
+            self.job_id,
+            self.token,
+            lease=self.lease,
+            at_least=self.next_lease,
+            checkpoint=text,
+            progress=self.progress,
+            extra_attempts=self.next_extra,
+        )
+        return held is not None, held is not None and held.cancel_requested
+
+    def committed(self) -> None:
+        """Note that a COMMIT took effect; decide whether the attempt goes on."""
+        if self._committing is None:
+            return  # a savepoint, or another database
+        text, cancel = self._committing
+        self._committing = None
+        if text is not None:
+            self._saved = text
+        self.max_attempts += self.next_extra
+        self.next_extra, self.next_lease = 0, None
+        if self.final is not None:
+            return
+        if cancel:
+            self.interrupt(Interruption.CANCELLED)
+        elif self.draining:
+            self.interrupt(Interruption.SHUTDOWN)
+
+    # The outcome
+
+    @property
+    def used(self) -> bool:
+        """Whether outcome and effects must be one commit."""
+        session = self.session
+        if session is None:
+            return bool(inspect(self.job).modified)
+        return bool(self.began or session.new or session.dirty or session.deleted)
+
+    @property
+    def facts(self) -> AttemptFacts:
+        """What the settlement is made from."""
+        custom = type(self.job).__job_options__.backoff
+        backoff = parse_backoff(self._backoff, custom=custom)
+        rand = random.random()  # noqa: S311 - spreads retries, keeps no secret
+        return AttemptFacts(self.job_id, self.token, self.number, backoff, rand)
+
+    def returned(self, value: Any) -> Settlement | None:
+        """
+        Return the settlement of a handler that returned *value*.
+
+        Raises:
+            PayloadError: If the value or the state is not JSON.
+        """
+        if self.interruption is not None:
+            return self.interrupted()
+        outcome = value if isinstance(value, Outcome) else Complete(value)
+        return settle_outcome(self.facts, outcome, checkpoint=self.unsaved_state())
+
+    def raised(self, exc: BaseException, dialect: JobDialect) -> Settlement | None:
+        """Return the settlement of a handler that raised *exc*."""
+        if self.interruption is not None:
+            return self.interrupted()
+        if isinstance(exc, Outcome):
+            return self._raised_outcome(exc)
+        if not isinstance(exc, Exception) or isinstance(exc, CancelledError):
+            self.stops_runner = isinstance(exc, SystemExit | KeyboardInterrupt)
+            return settle_release(self.facts)
+        if dialect.is_conflict(exc):
+            return settle_conflict(self.facts, exc)
+        return settle_error(self.facts, exc)
+
+    def _raised_outcome(self, outcome: Outcome) -> Settlement:
+        try:
+            return settle_outcome(self.facts, outcome)
+        except JobValueError as exc:  # such as a result that is not JSON
+            return settle_error(self.facts, exc)
+
+    def interrupted(self) -> Settlement | None:
+        """Return the settlement of an interrupted attempt; None if it is lost."""
+        match self.interruption:
+            case Interruption.CANCELLED:
+                return Settlement(self.job_id, self.token, "cancel")
+            case Interruption.TIMEOUT:
+                seconds = self.timeout.total_seconds() if self.timeout else 0.0
+                late = TimeoutError(f"timed out after {seconds:g} s")
+                return settle_error(self.facts, late)
+            case Interruption.SHUTDOWN:
+                return settle_release(self.facts)
+            case _:
+                return None

@@ -1,0 +1,434 @@
+"""What both runners share: options, bookkeeping and the work on the database."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Engine, inspect, select
+from sqlalchemy.orm import Session, selectinload
+
+from sqla_jobs._core.plan import Claim, Plan, Slots
+from sqla_jobs._core.settle import Settlement
+from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
+from sqla_jobs._store.claim import DEFAULT_LEASE, check_lease, claim_jobs
+from sqla_jobs._store.operate import apply_retention
+from sqla_jobs._store.runners import RunnerInfo, unknown_kinds, upsert_runner
+from sqla_jobs._store.settle import settle
+from sqla_jobs._store.sweep import Rescued, rescue, stage
+from sqla_jobs.errors import JobDefinitionError, JobValueError
+from sqla_jobs.handlers import Handler, handler_for
+from sqla_jobs.models import JobTables, job_tables
+from sqla_jobs.runner.attempt import Attempt, Interruption
+from sqla_jobs.runner.execute import Around, OnError, log_fields
+from sqla_jobs.runner.outbox import Outbox, Outgoing
+from sqla_jobs.runner.watch import Heartbeat, Watchdog
+
+log = logging.getLogger("sqla_jobs")
+CHORES_SECONDS = 60.0  # between looks for old and for unknown jobs
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The checked options of a runner."""
+
+    slots: Slots
+    name: str
+    lease: timedelta
+    poll: timedelta
+    grace: timedelta
+    listen: bool
+    resources: Any
+    middleware: tuple[Around, ...]
+    on_error: OnError | None
+    max_crashes: int
+
+    def __post_init__(self) -> None:
+        check_lease(self.lease)
+        if self.poll <= timedelta(0):
+            raise JobValueError(f"poll must be above zero, got {self.poll}")
+        if self.grace < timedelta(0):
+            raise JobValueError(f"grace must be zero or more, got {self.grace}")
+        if self.max_crashes < 1:
+            raise JobValueError(
+                f"max_crashes must be 1 or more, got {self.max_crashes}"
+            )
+
+
+@dataclass
+class Swept:
+    """What one sweep found."""
+
+    rescued: list[Rescued] = field(default_factory=list)
+    moved: int = 0
+    next_due: float | None = None
+    unknown: list[str] = field(default_factory=list)
+
+
+class RunnerBase:
+    """Bookkeeping of slots, attempts and outcomes; a lock guards all of it."""
+
+    def __init__(
+        self,
+        job_class: type[Any],
+        *,
+        runs: Callable[[Handler], bool],
+        queues: Mapping[str, int] | Sequence[str] | None,
+        kinds: Sequence[str | type[Any]] | None,
+        concurrency: int | tuple[int, int] | None,
+        name: str | None,
+        lease: timedelta | None,
+        poll: timedelta,
+        grace: timedelta,
+        listen: bool,
+        resources: Any,
+        middleware: Sequence[Around],
+        on_error: OnError | None,
+        max_crashes: int,
+    ) -> None:
+        self.tables: JobTables = job_tables(job_class)
+        self.id = uuid4()
+        self.options = Options(
+            slots=Slots.of(concurrency, queues),
+            name=name or f"{socket.gethostname()}-{os.getpid()}",
+            lease=lease or DEFAULT_LEASE,
+            poll=poll,
+            grace=grace,
+            listen=listen,
+            resources=resources,
+            middleware=tuple(middleware),
+            on_error=on_error,
+            max_crashes=max_crashes,
+        )
+        self.handlers = choose_handlers(self.tables, kinds, runs)
+        self.forced = False
+        self._lock = threading.Lock()
+        self._plan = self._new_plan(burst=False)
+        self._attempts: dict[Key, Attempt] = {}
+        self._outbox = Outbox()
+        self._stopping = False
+        self._chores_at = self._seen_at = float("-inf")
+        self._heartbeat: Heartbeat | None = None
+        self._watchdog: Watchdog | None = None
+
+    @property
+    def name(self) -> str:
+        """The runner's name in logs and in its row; default host and process id."""
+        return self.options.name
+
+    def _new_plan(self, *, burst: bool) -> Plan:
+        return Plan(self.options.slots, self.options.poll.total_seconds(), burst=burst)
+
+    # Threads beside the jobs
+
+    def _start_watch(self, engine: Engine) -> None:
+        leases = [cls.__job_options__.lease for cls in self.tables.kinds.values()]
+        shortest = min([self.options.lease, *(lease for lease in leases if lease)])
+        self._heartbeat = Heartbeat(
+            self.name,
+            engine,
+            self.tables,
+            attempts=self._live,
+            interrupt=self._interrupt,
+            lease=shortest,
+        )
+        self._watchdog = Watchdog(
+            self.name, attempts=self._live, interrupt=self._interrupt
+        )
+        self._heartbeat.start()
+        self._watchdog.start()
+
+    def _stop_watch(self) -> None:
+        for thread in (self._heartbeat, self._watchdog):
+            if thread is not None:
+                thread.stop()
+
+    def _live(self) -> list[Attempt]:
+        with self._lock:
+            return list(self._attempts.values())
+
+    # Work on the database, inside a transaction of the runner's own
+
+    def _sweep_work(self, session: Session, *, chores: bool) -> Swept:
+        tables, found = self.tables, Swept()
+        found.rescued = rescue(
+            session, tables.root, max_crashes=self.options.max_crashes
+        )
+        staged = stage(session, tables.root)
+        found.moved, found.next_due = staged.count + len(found.rescued), staged.next_due
+        now = time.monotonic()
+        if now - self._seen_at > self.options.lease.total_seconds() / 3:
+            upsert_runner(session, tables, self._info())
+        if chores:
+            apply_retention(session, tables)
+            found.unknown = unknown_kinds(session, tables, list(tables.kinds))
+        return found
+
+    def _swept(self, found: Swept, *, chores: bool) -> None:
+        now = time.monotonic()
+        if now - self._seen_at > self.options.lease.total_seconds() / 3:
+            self._seen_at = now
+        if chores:
+            self._chores_at = now
+        for job in found.rescued:
+            log.warning(
+                "job %s (%s) rescued from an expired lease, now %s: attempt %s, crash %s",
+                job.job_id, job.kind, job.state, job.attempt, job.crashes,
+                extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt},
+            )  # fmt: skip
+        if found.unknown:
+            log.warning(
+                "%s: jobs of kinds nobody here maps stay untouched: %s",
+                self.name,
+                ", ".join(repr(kind) for kind in found.unknown),
+            )
+        with self._lock:
+            self._plan.swept(now, moved=found.moved, next_due=found.next_due)
+
+    def _chores_due(self) -> bool:
+        return time.monotonic() - self._chores_at > CHORES_SECONDS
+
+    def _info(self) -> RunnerInfo:
+        slots = self.options.slots
+        queues = slots.queues
+        if queues is None and slots.names is not None:
+            queues = dict.fromkeys(slots.names, slots.most)
+        return RunnerInfo(
+            id=self.id,
+            name=self.name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            queues=queues,
+            kinds=sorted(self.handlers),
+        )
+
+    def _claim_work(self, session: Session, step: Claim) -> list[Any]:
+        with self._lock:
+            suspects = not any(
+                a.suspect >= SUSPECT_CRASHES for a in self._attempts.values()
+            )
+        jobs = claim_jobs(
+            session,
+            self.tables,
+            kinds=list(self.handlers),
+            queues=step.queues,
+            limit=step.limit,
+            lease=self.options.lease,
+            runner_id=self.id,
+            suspects=suspects,
+        )
+        load_relationships(session, jobs)
+        return jobs
+
+    def _claimed(self, step: Claim, jobs: Sequence[Any], sent: float) -> list[Attempt]:
+        attempts = [
+            Attempt(job, self.tables, lease=self.options.lease, claimed_at=sent)
+            for job in jobs
+        ]
+        now = time.monotonic()
+        with self._lock:
+            self._plan.claimed(now, step, Counter(a.queue for a in attempts))
+            for attempt in attempts:
+                attempt.draining = self._stopping
+                self._attempts[attempt.job_id, attempt.token] = attempt
+        if self._watchdog is not None:
+            for attempt in attempts:
+                self._watchdog.expect(attempt)
+        return attempts
+
+    def _settle_work(
+        self, session: Session, batch: Sequence[Outgoing]
+    ) -> dict[Key, JobState | None]:
+        """Write a batch; None for what is not held any more or cannot be locked."""
+        states: dict[int, JobState] = {}
+        for wait in (True, False):
+            rows = [item.settlement for item in batch if item.wait is wait]
+            # One job twice in a batch, by an old and a new holder: the token decides.
+            states |= settle(session, self.tables, rows, wait=wait)
+        held = {}
+        for item in batch:
+            key = (item.settlement.job_id, item.settlement.token)
+            held[key] = states.get(item.settlement.job_id)
+        return held
+
+    # Bookkeeping
+
+    def _ended(self, attempt: Attempt, settlement: Settlement | None) -> bool:
+        """Free the slot of an attempt; return whether the loop should look."""
+        with self._lock:
+            self._attempts.pop((attempt.job_id, attempt.token), None)
+            look = self._plan.finished(attempt.queue)
+            if settlement is None or not attempt.take():
+                return look
+            self._plan.unsettled += 1
+            hurry = not self._plan.running
+        self._outbox.put(Outgoing(attempt, settlement), hurry=hurry)
+        return look
+
+    def _settled(
+        self, batch: Sequence[Outgoing], states: Mapping[Key, JobState | None]
+    ) -> list[Outgoing]:
+        """Note what was written; return what must be tried again."""
+        again, now = [], time.monotonic()
+        for item in batch:
+            row = item.settlement
+            state = states[row.job_id, row.token]
+            if state is None and not item.wait and not item.attempt.ended:
+                again.append(item)  # its handler may hold the row; it cannot for ever
+                continue
+            self._log_settled(item, state)
+            if state in (JobState.RETRYABLE, JobState.SCHEDULED) and row.at is None:
+                with self._lock:
+                    self._plan.due_in(now, row.delay or 0.0)
+        with self._lock:
+            self._plan.unsettled -= len(batch) - len(again)
+        return again
+
+    def _log_settled(self, item: Outgoing, state: JobState | None) -> None:
+        attempt = item.attempt
+        if state is None:
+            log.warning(
+                "job %s: attempt %s no longer held the lease; its outcome was dropped",
+                attempt.job_id, attempt.number, extra=log_fields(attempt),
+            )  # fmt: skip
+        elif state is JobState.DISCARDED:
+            log.error("job %s discarded", attempt.job_id, extra=log_fields(attempt))
+        elif log.isEnabledFor(logging.DEBUG):
+            log.debug("job %s %s", attempt.job_id, state, extra=log_fields(attempt))
+
+    def _interrupt(self, attempt: Attempt, why: Interruption) -> None:
+        """End an attempt from outside its handler, and settle it at once."""
+        if not attempt.interrupt(why):
+            return
+        log.warning(
+            "job %s: attempt %s interrupted: %s",
+            attempt.job_id, attempt.number, why.value, extra=log_fields(attempt),
+        )  # fmt: skip
+        settlement = attempt.interrupted()
+        if settlement is not None and attempt.take():
+            with self._lock:
+                self._plan.unsettled += 1
+            self._outbox.put(Outgoing(attempt, settlement, wait=False), hurry=True)
+        self._deliver_interrupt(attempt)
+
+    def _deliver_interrupt(self, attempt: Attempt) -> None:
+        """Make the handler notice; a thread cannot be made to."""
+
+    def _on_wake(self) -> None:
+        with self._lock:
+            self._plan.woke(time.monotonic())
+
+    def _begin_stop(self) -> bool:
+        """Stop claiming; return False if that was so already."""
+        with self._lock:
+            first = not self._stopping
+            self._stopping = True
+            self._plan.stop()
+            for attempt in self._attempts.values():
+                attempt.draining = True
+        return first
+
+    def _say_hello(self) -> None:
+        slots = self.options.slots
+        log.info(
+            "%s: running kinds %s; queues %s; concurrency %s",
+            self.name,
+            ", ".join(sorted(self.handlers)) or "none",
+            "all" if slots.names is None else ", ".join(slots.names),
+            slots.most,
+        )
+        missing = sorted(set(self.tables.kinds) - set(self.handlers))
+        if missing:
+            log.warning(
+                "%s: these kinds have no handler here and stay untouched: %s",
+                self.name,
+                ", ".join(missing),
+            )
+
+
+def choose_handlers(
+    tables: JobTables,
+    kinds: Sequence[str | type[Any]] | None,
+    runs: Callable[[Handler], bool],
+) -> dict[str, Handler]:
+    """
+    Return the handlers by kind and alias that a runner may claim for.
+
+    Raises:
+        JobValueError: If *kinds* names one that is unknown or has no usable handler.
+    """
+    found = {}
+    for kind, cls in tables.kinds.items():
+        handler = handler_for(cls)
+        if handler is not None and runs(handler):
+            found[kind] = handler
+    if kinds is None:
+        return found
+    if isinstance(kinds, str):
+        raise JobValueError(f"kinds must be a list, got {kinds!r}")
+    return {k: found[k] for item in kinds for k in _kinds_of(tables, item, found)}
+
+
+def _kinds_of(
+    tables: JobTables, item: str | type[Any], found: Mapping[str, Handler]
+) -> list[str]:
+    cls = tables.kinds.get(item) if isinstance(item, str) else item
+    if cls is None or cls not in tables.kinds.values():
+        known = ", ".join(sorted(tables.kinds)) or "none"
+        raise JobValueError(
+            f"kinds= names {item!r}, which is not mapped; known: {known}"
+        )
+    names = [kind for kind, other in tables.kinds.items() if other is cls]
+    if not any(name in found for name in names):
+        handler = handler_for(cls)
+        why = (
+            "has no handler; give the class a run() method, or a function @handles(...)"
+            if handler is None
+            else "has an async handler, which an AsyncRunner runs"
+            if handler.is_async
+            else "has a sync handler; give the AsyncRunner sync_session=, or use Runner"
+        )
+        raise JobDefinitionError(f"kinds= names {item!r}: {cls.__name__} {why}")
+    return names
+
+
+def load_relationships(session: Session, jobs: Sequence[Any]) -> None:
+    """Load what the classes' ``load=`` names: one SELECT per class and relationship."""
+    by_class: dict[type[Any], list[int]] = {}
+    for job in jobs:
+        if type(job).__job_options__.load:
+            by_class.setdefault(type(job), []).append(job.id)
+    for cls, ids in by_class.items():
+        names = cls.__job_options__.load
+        options = [selectinload(getattr(cls, name)) for name in names]
+        stmt = select(cls).where(inspect(cls).primary_key[0].in_(ids)).options(*options)
+        session.scalars(stmt).all()
+
+
+def warn_small_pool(engine: Engine, slots: Slots, name: str) -> None:
+    """Explain a pool that handlers will wait for; never a deadlock, but slow."""
+    pool = engine.pool
+    size = getattr(pool, "size", None)
+    if size is None:
+        return
+    most = size() + max(0, getattr(pool, "_max_overflow", 0))
+    if getattr(pool, "_max_overflow", 0) == -1 or most >= slots.most:
+        return
+    log.warning(
+        "%s: the engine's pool has %s connections for %s slots: handlers that use"
+        " ctx.session will wait for one another; create_engine(..., pool_size=%s)",
+        name,
+        most,
+        slots.most,
+        slots.most,
+    )

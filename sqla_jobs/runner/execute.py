@@ -1,0 +1,324 @@
+"""Run one attempt from hand-over to settlement, in a thread or on the loop."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from sqla_jobs._core.outcomes import Discard
+from sqla_jobs._core.settle import Settlement, settle_error, settle_outcome
+from sqla_jobs._core.states import JobState
+from sqla_jobs._dialects import JobDialect
+from sqla_jobs._store.lease import fence, settled_state
+from sqla_jobs.errors import PayloadError
+from sqla_jobs.handlers import Handler
+from sqla_jobs.models import decode_payload
+from sqla_jobs.runner.attempt import Attempt, Interruption
+from sqla_jobs.runner.context import AsyncContext, Context, bind_arguments
+from sqla_jobs.runner.control import Control, Outage
+from sqla_jobs.runner.sessions import needs_session
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from sqla_jobs.runner.acontrol import AsyncControl
+
+log = logging.getLogger("sqla_jobs")
+Around = Callable[..., Any]
+OnError = Callable[[Any, Any, BaseException], Any]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every attempt of a runner shares."""
+
+    handlers: dict[str, Handler]
+    middleware: Sequence[Around]
+    on_error: OnError | None
+    resources: Any
+    dialect: JobDialect
+
+    def report(self, attempt: Attempt, ctx: Any, exc: BaseException) -> None:
+        """Log a failed attempt and tell `on_error`."""
+        log.warning(
+            "job %s (%s) failed in attempt %s of %s: %s",
+            attempt.job_id,
+            attempt.kind,
+            attempt.number,
+            attempt.max_attempts,
+            type(exc).__name__,
+            extra=log_fields(attempt),
+            exc_info=exc,
+        )
+        if self.on_error is not None:
+            try:
+                self.on_error(attempt.job, ctx, exc)
+            except Exception:
+                log.exception("on_error itself failed", extra=log_fields(attempt))
+
+
+def log_fields(attempt: Attempt) -> dict[str, Any]:
+    """Return the fields every log record about an attempt carries."""
+    return {
+        "job_id": attempt.job_id,
+        "kind": attempt.kind,
+        "attempt": attempt.number,
+        "queue": attempt.queue,
+    }
+
+
+def refuse_undecodable(attempt: Attempt) -> Settlement | None:
+    """Return the settlement that discards a job whose payload no longer decodes."""
+    try:
+        decode_payload(attempt.job)
+    except PayloadError as exc:
+        log.error(
+            "job %s discarded: %s", attempt.job_id, exc, extra=log_fields(attempt)
+        )
+        return settle_outcome(attempt.facts, Discard(f"payload does not decode: {exc}"))
+    return None
+
+
+class SyncExecution:
+    """Runs attempts with sync handlers, each in the calling thread."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        control: Control,
+        open_session: Callable[[Attempt], Session],
+    ) -> None:
+        self.around, self.control, self.open_session = around, control, open_session
+
+    def __call__(self, attempt: Attempt) -> Settlement | None:
+        """Run the attempt; return what is left to settle. Raises nothing."""
+        refused = refuse_undecodable(attempt)
+        if refused is not None:
+            attempt.ended = True
+            return refused
+        ctx = Context(attempt, self.around.resources, self.open_session, self._renew)
+        try:
+            return self._run(attempt, ctx)
+        finally:
+            attempt.ended = True
+            if attempt.session is not None:
+                _quietly(attempt.session.close)
+
+    def _run(self, attempt: Attempt, ctx: Context[Any]) -> Settlement | None:
+        try:
+            if needs_session(type(attempt.job)):
+                _ = ctx.session
+            value = self._call(attempt, ctx)
+            settlement = attempt.returned(value)
+            if settlement is None or not attempt.used or attempt.interruption:
+                return settlement
+            return self._commit(attempt, ctx, settlement)
+        except BaseException as exc:  # noqa: BLE001 - user code may raise anything
+            return self._failed(attempt, ctx, exc)
+
+    def _call(self, attempt: Attempt, ctx: Context[Any]) -> Any:
+        job = attempt.job
+        call: Callable[[], Any] = partial(
+            self.around.handlers[attempt.kind].call, job, ctx
+        )
+        for layer in reversed(self.around.middleware):
+            call = partial(layer, job, ctx, call)
+        return call()
+
+    def _commit(
+        self, attempt: Attempt, ctx: Context[Any], settlement: Settlement
+    ) -> Settlement | None:
+        """Commit effects and outcome together."""
+        session = ctx.session
+        attempt.final = settlement
+        try:
+            session.connection(bind_arguments=bind_arguments(attempt))
+            session.commit()
+        except DBAPIError as exc:
+            if attempt.fence_sent and self.around.dialect.is_outage(exc):
+                return self._resolve(attempt, exc)
+            raise
+        return None
+
+    def _resolve(self, attempt: Attempt, exc: DBAPIError) -> Settlement | None:
+        """The COMMIT got no answer: look whether it happened before anything else."""
+        outage = Outage(f"job {attempt.job_id}")
+        pause = outage.failed(exc)
+        while True:
+            time.sleep(pause)
+            try:
+                state = self.control.run(partial(_look, attempt=attempt))
+            except Exception as again:
+                if not self.around.dialect.is_outage(again):
+                    raise
+                pause = outage.failed(again)
+            else:
+                outage.worked()
+                return resolution(attempt, state, exc)
+
+    def _failed(
+        self, attempt: Attempt, ctx: Context[Any], exc: BaseException
+    ) -> Settlement | None:
+        if attempt.session is not None:
+            _quietly(attempt.session.rollback)
+        settlement = attempt.raised(exc, self.around.dialect)
+        if settlement is not None and settlement.traceback is not None:
+            self.around.report(attempt, ctx, exc)
+        return settlement
+
+    def _renew(self, attempt: Attempt, length: timedelta) -> bool:
+        sent = time.monotonic()
+        held = self.control.run(partial(_renew, attempt=attempt, length=length))
+        if held:
+            attempt.renewed(sent, length)
+        return held
+
+
+class AsyncExecution:
+    """Runs attempts with async handlers, each in its own task."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        control: AsyncControl,
+        open_session: Callable[[Attempt], AsyncSession],
+    ) -> None:
+        self.around, self.control, self.open_session = around, control, open_session
+
+    async def __call__(self, attempt: Attempt) -> Settlement | None:
+        """Run the attempt; return what is left to settle. Raises nothing."""
+        refused = refuse_undecodable(attempt)
+        if refused is not None:
+            attempt.ended = True
+            return refused
+        ctx = AsyncContext(
+            attempt, self.around.resources, self.open_session, self._renew
+        )
+        try:
+            return await self._run(attempt, ctx)
+        finally:
+            attempt.ended = True
+            if ctx._session is not None:
+                await _aquietly(ctx._session.close)
+
+    async def _run(self, attempt: Attempt, ctx: AsyncContext[Any]) -> Settlement | None:
+        try:
+            if needs_session(type(attempt.job)):
+                _ = ctx.session
+            value = await self._call(attempt, ctx)
+            settlement = attempt.returned(value)
+            if settlement is None or not attempt.used or attempt.interruption:
+                return settlement
+            return await self._commit(attempt, ctx, settlement)
+        except BaseException as exc:  # noqa: BLE001 - user code may raise anything
+            return await self._failed(attempt, ctx, exc)
+
+    async def _call(self, attempt: Attempt, ctx: AsyncContext[Any]) -> Any:
+        job = attempt.job
+        call: Callable[[], Awaitable[Any]] = partial(
+            self.around.handlers[attempt.kind].call, job, ctx
+        )
+        for layer in reversed(self.around.middleware):
+            call = partial(layer, job, ctx, call)
+        return await call()
+
+    async def _commit(
+        self, attempt: Attempt, ctx: AsyncContext[Any], settlement: Settlement
+    ) -> Settlement | None:
+        """Commit effects and outcome together."""
+        session = ctx.session
+        attempt.final = settlement
+        try:
+            await session.connection(bind_arguments=bind_arguments(attempt))
+            await session.commit()
+        except DBAPIError as exc:
+            if attempt.fence_sent and self.around.dialect.is_outage(exc):
+                return await self._resolve(attempt, exc)
+            raise
+        return None
+
+    async def _resolve(self, attempt: Attempt, exc: DBAPIError) -> Settlement | None:
+        """The COMMIT got no answer: look whether it happened before anything else."""
+        import asyncio
+
+        outage = Outage(f"job {attempt.job_id}")
+        pause = outage.failed(exc)
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                state = await self.control.run(partial(_look, attempt=attempt))
+            except Exception as again:
+                if not self.around.dialect.is_outage(again):
+                    raise
+                pause = outage.failed(again)
+            else:
+                outage.worked()
+                return resolution(attempt, state, exc)
+
+    async def _failed(
+        self, attempt: Attempt, ctx: AsyncContext[Any], exc: BaseException
+    ) -> Settlement | None:
+        if ctx._session is not None:
+            await _aquietly(ctx._session.rollback)
+        settlement = attempt.raised(exc, self.around.dialect)
+        if settlement is not None and settlement.traceback is not None:
+            self.around.report(attempt, ctx, exc)
+        return settlement
+
+    async def _renew(self, attempt: Attempt, length: timedelta) -> bool:
+        sent = time.monotonic()
+        held = await self.control.run(partial(_renew, attempt=attempt, length=length))
+        if held:
+            attempt.renewed(sent, length)
+        return held
+
+
+def resolution(
+    attempt: Attempt, state: JobState | None, exc: BaseException
+) -> Settlement | None:
+    """Return what is left to settle once the state after a lost answer is known."""
+    if state is None:
+        attempt.interrupt(Interruption.LOST)
+        return None
+    if state is not JobState.RUNNING:
+        return None  # it was committed
+    return settle_error(attempt.facts, exc)
+
+
+def _look(session: Session, *, attempt: Attempt) -> JobState | None:
+    return settled_state(session, attempt.tables, attempt.job_id, attempt.token)
+
+
+def _renew(session: Session, *, attempt: Attempt, length: timedelta) -> bool:
+    held = fence(
+        session,
+        attempt.tables,
+        attempt.job_id,
+        attempt.token,
+        lease=length,
+        at_least=length,
+    )
+    return held is not None
+
+
+def _quietly(call: Callable[[], Any]) -> None:
+    """Close or roll back a session whose connection may be gone."""
+    try:
+        call()
+    except Exception as exc:  # noqa: BLE001
+        log.debug("while ending a handler's session: %s", exc)
+
+
+async def _aquietly(call: Callable[[], Awaitable[Any]]) -> None:
+    try:
+        await call()
+    except Exception as exc:  # noqa: BLE001
+        log.debug("while ending a handler's session: %s", exc)

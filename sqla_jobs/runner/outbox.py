@@ -1,0 +1,75 @@
+"""Outcomes waiting to be written, gathered into batches."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from sqla_jobs._core.settle import Settlement
+from sqla_jobs.runner.attempt import Attempt
+
+BATCH = 500
+LINGER = 0.005  # seconds a first outcome waits for company while jobs are running
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A settlement to write; one whose handler may still hold row locks never waits."""
+
+    attempt: Attempt
+    settlement: Settlement
+    wait: bool = True
+
+
+class Outbox:
+    """A thread-safe queue of settlements."""
+
+    def __init__(self) -> None:
+        self._items: deque[Outgoing] = deque()
+        self._filled = threading.Condition()
+        self.closed = False
+        self._hurry = False
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: Outgoing, *, hurry: bool) -> None:
+        """Add an outcome; *hurry* when nothing else runs that could join it."""
+        with self._filled:
+            self._items.append(item)
+            self._hurry = self._hurry or hurry or len(self._items) >= BATCH
+            if len(self._items) == 1 or self._hurry:
+                self._filled.notify_all()
+
+    def close(self) -> None:
+        """Let `gather` return None once everything is taken."""
+        with self._filled:
+            self.closed = True
+            self._filled.notify_all()
+
+    def take(self) -> list[Outgoing]:
+        """Return a batch of what is there, without waiting."""
+        with self._filled:
+            return self._take()
+
+    def gather(self) -> list[Outgoing] | None:
+        """Wait for outcomes, linger for more, and return a batch; None when closed."""
+        with self._filled:
+            while not self._items and not self.closed:
+                self._filled.wait()
+            if not self._items:
+                return None
+            until = time.monotonic() + LINGER
+            while not (self._hurry or self.closed):
+                left = until - time.monotonic()
+                if left <= 0 or not self._filled.wait(left):
+                    break
+            return self._take()
+
+    def _take(self) -> list[Outgoing]:
+        count = min(BATCH, len(self._items))
+        batch = [self._items.popleft() for _ in range(count)]
+        self._hurry = len(self._items) >= BATCH
+        return batch

@@ -1,0 +1,116 @@
+"""Handler sessions: the user's own sessionmaker, with the fence on every commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.orm import Session, sessionmaker
+
+from sqla_jobs.errors import JobValueError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+    from sqla_jobs.runner.attempt import Attempt
+
+_KEY = "sqla_jobs.attempt"
+
+
+class _Fenced:
+    """Added before the user's session class: a checkpoint may end the attempt."""
+
+    def commit(self) -> None:
+        """Commit; raise AttemptInterrupted if the attempt ends with this checkpoint."""
+        super().commit()  # type: ignore[misc]
+        attempt: Attempt = self.info[_KEY]  # type: ignore[attr-defined]
+        if attempt.final is None:
+            attempt.check_open()
+
+
+def fenced_class(base: type[Session], engine: Engine) -> type[Session]:
+    """Return a subclass of *base* whose commits carry the fence of their attempt."""
+    fenced: type[Session] = type(f"Handler{base.__name__}", (_Fenced, base), {})
+
+    def after_begin(session: Session, _: Any, connection: Connection) -> None:
+        attempt: Attempt = session.info[_KEY]
+        if connection.engine.pool is engine.pool:
+            attempt.on_begin(connection)
+        else:
+            attempt.check_open()
+
+    def before_flush(session: Session, *_: Any) -> None:
+        session.info[_KEY].check_open()
+
+    def after_commit(session: Session) -> None:
+        session.info[_KEY].committed()
+
+    event.listen(fenced, "after_begin", after_begin)
+    event.listen(fenced, "before_flush", before_flush)
+    event.listen(fenced, "after_commit", after_commit)
+    return fenced
+
+
+def sync_opener(
+    maker: sessionmaker[Any], engine: Engine
+) -> Callable[[Attempt], Session]:
+    """
+    Return a function that opens the session of an attempt, its job attached.
+
+    Raises:
+        JobValueError: If *maker* is not a sessionmaker.
+    """
+    if not isinstance(maker, sessionmaker):
+        raise JobValueError(
+            f"a Runner needs a sqlalchemy.orm.sessionmaker, got {maker!r}"
+        )
+    fenced = fenced_class(maker.class_, engine)
+
+    def open_session(attempt: Attempt) -> Session:
+        session = fenced(**maker.kw)
+        return _attach(session, attempt)
+
+    return open_session
+
+
+def async_opener(
+    maker: async_sessionmaker[Any], engine: Engine
+) -> Callable[[Attempt], AsyncSession]:
+    """
+    Return a function that opens the AsyncSession of an attempt, its job attached.
+
+    Raises:
+        JobValueError: If *maker* is not an async_sessionmaker.
+    """
+    from sqlalchemy.ext.asyncio import async_sessionmaker
+
+    if not isinstance(maker, async_sessionmaker):
+        raise JobValueError(
+            "an AsyncRunner needs a sqlalchemy.ext.asyncio.async_sessionmaker,"
+            f" got {maker!r}"
+        )
+    base = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
+    fenced = fenced_class(base, engine)
+    # An expired attribute cannot be loaded without an await.
+    options = maker.kw | {"sync_session_class": fenced, "expire_on_commit": False}
+
+    def open_session(attempt: Attempt) -> AsyncSession:
+        session: AsyncSession = maker.class_(**options)
+        _attach(session.sync_session, attempt)
+        return session
+
+    return open_session
+
+
+def _attach(session: Session, attempt: Attempt) -> Session:
+    session.info[_KEY] = attempt
+    attempt.session = session
+    session.add(attempt.job)
+    return session
+
+
+def needs_session(job_class: type[Any]) -> bool:
+    """Return whether jobs of the class must be attached before the handler runs."""
+    mapper = job_class.__mapper__
+    return bool(mapper.relationships) or any(c.deferred for c in mapper.column_attrs)

@@ -1,0 +1,441 @@
+"""`Runner`: jobs with sync handlers, each in a thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import sessionmaker
+from typing_extensions import Self
+
+from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
+from sqla_jobs._core.states import JobState
+from sqla_jobs._notify import ListenerThread, listener_for
+from sqla_jobs._store.lease import settled_state
+from sqla_jobs._store.runners import forget_runner, require_tables
+from sqla_jobs._store.sweep import MAX_CRASHES
+from sqla_jobs.handlers import Handler
+from sqla_jobs.runner.attempt import Attempt, Interruption
+from sqla_jobs.runner.base import RunnerBase, warn_small_pool
+from sqla_jobs.runner.control import Control, Outage, bind_of
+from sqla_jobs.runner.execute import Around, OnError, Surroundings, SyncExecution
+from sqla_jobs.runner.outbox import Outbox, Outgoing
+from sqla_jobs.runner.sessions import sync_opener
+from sqla_jobs.runner.signals import stop_on_signals
+
+log = logging.getLogger("sqla_jobs")
+FORCED_SECONDS = 2.0  # for outcomes to be written after a forced stop
+
+
+class Workers:
+    """Daemon threads that run what they are given; a stuck one cannot hold the exit."""
+
+    def __init__(self, name: str, work: Callable[[Attempt], None], most: int) -> None:
+        self._name, self._work, self._most = name, work, most
+        self._inbox: SimpleQueue[Attempt | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._unfinished = 0
+        self._lock = threading.Lock()
+
+    def give(self, attempts: Sequence[Attempt]) -> None:
+        """Run *attempts*, one thread each; threads are made as they are needed."""
+        with self._lock:
+            self._unfinished += len(attempts)
+            wanted = min(self._most, self._unfinished)
+        for attempt in attempts:
+            self._inbox.put(attempt)
+        while len(self._threads) < wanted:
+            number = len(self._threads) + 1
+            thread = threading.Thread(
+                target=self._loop, name=f"{self._name}-{number}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self) -> None:
+        """Let idle threads end."""
+        for _ in self._threads:
+            self._inbox.put(None)
+
+    def _loop(self) -> None:
+        while (attempt := self._inbox.get()) is not None:
+            self._work(attempt)
+            with self._lock:
+                self._unfinished -= 1
+
+
+class Runner(RunnerBase):
+    """
+    Claims and runs jobs with sync handlers, each in a thread.
+
+    Args:
+        session_maker: The application's sessionmaker; handlers get its sessions. Its
+            engine is only used by handlers: the runner opens at most 6 connections
+            of its own with the same connect arguments.
+        job_class: The root class of the jobs.
+        queues: Slots per queue as a mapping, or names that share *concurrency*.
+            Default all queues.
+        kinds: Kinds or classes to run. Default every kind with a sync handler.
+        concurrency: Jobs at once; ``(min, max)`` refills up to max only when fewer
+            than min run. Default 10, or the sum of the slots per queue.
+        name: For logs and the runner's row. Default host and process id.
+        lease: How long a claim holds between heartbeats, 3 s or more; it has nothing
+            to do with how long jobs run. Default 30 s.
+        poll: The longest time between looks at an idle database. Default 1 s.
+        grace: How long running jobs may go on after a stop. Default 30 s.
+        listen: Whether to hold a connection that wakes the runner. Default True.
+        resources: Any value, for handlers as ``ctx.resources``.
+        middleware: Functions ``around(job, ctx, call_next)``, the first outermost.
+        on_error: Called as ``on_error(job, ctx, exc)`` when an attempt fails.
+        max_crashes: Lost leases after which a job is discarded. Default 3.
+
+    Raises:
+        JobValueError: If an option cannot be used.
+        JobDefinitionError: If *kinds* names a class without a sync handler.
+        UnsupportedDialect: If the database is not supported.
+    """
+
+    def __init__(
+        self,
+        session_maker: sessionmaker[Any],
+        job_class: type[Any],
+        *,
+        queues: Mapping[str, int] | Sequence[str] | None = None,
+        kinds: Sequence[str | type[Any]] | None = None,
+        concurrency: int | tuple[int, int] | None = None,
+        name: str | None = None,
+        lease: timedelta | None = None,
+        poll: timedelta = timedelta(seconds=1),
+        grace: timedelta = timedelta(seconds=30),
+        listen: bool = True,
+        resources: Any = None,
+        middleware: Sequence[Around] = (),
+        on_error: OnError | None = None,
+        max_crashes: int = MAX_CRASHES,
+    ) -> None:
+        super().__init__(
+            job_class,
+            runs=_is_sync,
+            queues=queues,
+            kinds=kinds,
+            concurrency=concurrency,
+            name=name,
+            lease=lease,
+            poll=poll,
+            grace=grace,
+            listen=listen,
+            resources=resources,
+            middleware=middleware,
+            on_error=on_error,
+            max_crashes=max_crashes,
+        )
+        self._engine = bind_of(session_maker, self.tables.root)
+        self._control = Control(self._engine)
+        around = Surroundings(
+            self.handlers,
+            self.options.middleware,
+            on_error,
+            resources,
+            self._control.dialect,
+        )
+        opener = sync_opener(session_maker, self._engine)
+        self._execute = SyncExecution(around, self._control, opener)
+        self._woken = threading.Event()
+        self._outage = Outage(self.name)
+        self._thread: threading.Thread | None = None
+        self._settler: threading.Thread | None = None
+        self._listener: ListenerThread | None = None
+        self._stop_by = float("inf")
+
+    # Public verbs
+
+    def run(self) -> None:
+        """
+        Run jobs until stopped; blocks.
+
+        On the main thread SIGTERM and SIGINT stop it: the first lets jobs end for
+        `grace`, the second hands them back at once.
+
+        Raises:
+            MissingTables: If the database lacks the job tables.
+        """
+        self._reset()
+        with stop_on_signals(self._signalled):
+            self._run(burst=False)
+
+    def run_until_idle(self) -> None:
+        """
+        Run what is due, and what that makes due, then return; blocks.
+
+        Raises:
+            MissingTables: If the database lacks the job tables.
+        """
+        self._reset()
+        with stop_on_signals(self._signalled):
+            self._run(burst=True)
+
+    def run_one(self) -> JobState | None:
+        """
+        Claim and run one job in this thread; return its new state, None without one.
+
+        Raises:
+            MissingTables: If the database lacks the job tables.
+        """
+        require_tables(self._control.engine, self.tables)
+        self._start_watch(self._engine)
+        try:
+            self._control.run(partial(self._sweep_work, chores=False))
+            attempts = self._claim(Claim(1, self._one_of_each_queue()))
+            if not attempts:
+                return None
+            self._work(attempts[0])
+            self._flush(self._outbox.take())
+            return self._control.run(partial(_state_of, self.tables, attempts[0]))
+        finally:
+            self._stop_watch()
+
+    def start(self) -> None:
+        """
+        Run jobs in a background thread until `stop`.
+
+        Raises:
+            MissingTables: If the database lacks the job tables.
+            RuntimeError: If it runs already.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            raise RuntimeError(f"{self.name} runs already")
+        self._reset()
+        self._await_database()
+        self._thread = threading.Thread(
+            target=self._run, kwargs={"burst": False}, name=self.name, daemon=True
+        )
+        self._thread.start()
+
+    def stop(self, *, grace: timedelta | None = None, wait: bool = True) -> None:
+        """
+        Stop claiming; let running jobs end, then hand the rest back.
+
+        Args:
+            grace: How long they may go on; default the runner's.
+            wait: Whether to block until everything ended. Default True.
+        """
+        seconds = (self.options.grace if grace is None else grace).total_seconds()
+        self._begin_stop()
+        self._stop_by = min(self._stop_by, time.monotonic() + seconds)
+        self._woken.set()
+        thread = self._thread
+        if wait and thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def __enter__(self) -> Self:
+        """Start the runner."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop the runner and wait for its jobs."""
+        self.stop()
+
+    # The loop
+
+    def _reset(self) -> None:
+        self._stopping = self.forced = False
+        self._stop_by = float("inf")
+        self._outbox = Outbox()
+        self._woken.clear()
+
+    def _run(self, *, burst: bool) -> None:
+        self._await_database()
+        with self._lock:
+            self._plan = self._new_plan(burst=burst)
+            if self._stopping:
+                self._plan.stop()
+        workers = Workers(self.name, self._work, self.options.slots.most)
+        self._open()
+        try:
+            self._loop(workers)
+        finally:
+            workers.stop()
+            self._close()
+
+    def _open(self) -> None:
+        warn_small_pool(self._engine, self.options.slots, self.name)
+        self._say_hello()
+        self._settler = threading.Thread(
+            target=self._settle_loop, name=f"{self.name}-settler", daemon=True
+        )
+        self._settler.start()
+        self._start_watch(self._engine)
+        self._listener = self._new_listener()
+        if self._listener is not None:
+            self._listener.start()
+
+    def _new_listener(self) -> ListenerThread | None:
+        listener = listener_for(self._engine) if self.options.listen else None
+        if listener is None:
+            return None
+        channel = self.tables.channel
+        return ListenerThread(
+            listener, self._control.engine, channel, on_wake=self._on_wake
+        )
+
+    def _close(self) -> None:
+        if self._listener is not None:
+            self._listener.stop()
+        self._outbox.close()
+        if self._settler is not None:
+            self._settler.join(FORCED_SECONDS if self.forced else None)
+        self._stop_watch()
+        try:
+            self._control.run(
+                partial(forget_runner, tables=self.tables, runner_id=self.id)
+            )
+        except DBAPIError as exc:
+            log.debug("%s: its row stays: %s", self.name, exc)
+        self._control.close()
+        log.info("%s: stopped", self.name)
+
+    def _loop(self, workers: Workers) -> None:
+        while True:
+            now = time.monotonic()
+            with self._lock:
+                step = self._plan.next_step(now)
+            if now >= self._stop_by and not isinstance(step, Stop):
+                self._force()
+                step = Wait(0.05)
+                if now >= self._stop_by + FORCED_SECONDS:
+                    return
+            try:
+                match step:
+                    case Stop():
+                        return
+                    case Wait(seconds=seconds):
+                        self._woken.wait(min(seconds, self._until_forced(now)))
+                        self._woken.clear()
+                    case Sweep():
+                        self._sweep()
+                    case Claim():
+                        workers.give(self._claim(step))
+            except Exception as exc:
+                self._database_failed(exc)
+
+    def _until_forced(self, now: float) -> float:
+        return max(0.01, self._stop_by - now)
+
+    def _database_failed(self, exc: Exception) -> None:
+        if not isinstance(exc, DBAPIError | OSError) and not self._outage_like(exc):
+            raise exc
+        pause = self._outage.failed(exc)
+        with self._lock:
+            self._plan.away(time.monotonic(), pause)
+
+    def _outage_like(self, exc: Exception) -> bool:
+        return self._control.dialect.is_outage(exc)
+
+    def _await_database(self) -> None:
+        """Wait until the database answers, then check the tables."""
+        while not self._stopping:
+            try:
+                require_tables(self._control.engine, self.tables)
+            except Exception as exc:
+                if not self._outage_like(exc):
+                    raise
+                self._woken.wait(self._outage.failed(exc))
+            else:
+                self._outage.worked()
+                return
+
+    def _sweep(self) -> None:
+        chores = self._chores_due()
+        found = self._control.run(partial(self._sweep_work, chores=chores))
+        self._outage.worked()
+        self._swept(found, chores=chores)
+
+    def _claim(self, step: Claim) -> list[Attempt]:
+        sent = time.monotonic()
+        jobs = self._control.run(partial(self._claim_work, step=step))
+        self._outage.worked()
+        return self._claimed(step, jobs, sent)
+
+    def _one_of_each_queue(self) -> dict[str, int] | None:
+        names = self.options.slots.names
+        return None if names is None else dict.fromkeys(names, 1)
+
+    def _work(self, attempt: Attempt) -> None:
+        """Run one attempt; called in a worker thread."""
+        settlement = self._execute(attempt)
+        if self._ended(attempt, settlement):
+            self._woken.set()
+        if attempt.stops_runner:
+            self.stop(wait=False)
+
+    def _on_wake(self) -> None:
+        super()._on_wake()
+        self._woken.set()
+
+    # Outcomes
+
+    def _settle_loop(self) -> None:
+        while (batch := self._outbox.gather()) is not None:
+            self._flush(batch)
+
+    def _flush(self, batch: list[Outgoing]) -> None:
+        """Write outcomes; kept and tried again until accepted or fenced off."""
+        outage = Outage(f"{self.name}-settler")
+        while batch:
+            try:
+                states = self._control.run(partial(self._settle_work, batch=batch))
+            except DBAPIError as exc:
+                if self.forced and time.monotonic() > self._stop_by + FORCED_SECONDS:
+                    log.error(
+                        "%s: %s outcomes could not be written", self.name, len(batch)
+                    )
+                    return
+                time.sleep(outage.failed(exc))
+                continue
+            outage.worked()
+            batch = self._settled(batch, states)
+            self._woken.set()
+            if batch:
+                time.sleep(0.05)
+
+    # Shutdown
+
+    def _signalled(self) -> None:
+        if self._begin_stop():
+            log.info(
+                "%s: stopping, jobs may run on for %s", self.name, self.options.grace
+            )
+            self._stop_by = time.monotonic() + self.options.grace.total_seconds()
+        else:
+            self._stop_by = time.monotonic()
+        self._woken.set()
+
+    def _force(self) -> None:
+        """Hand unfinished jobs back at once."""
+        if not self.forced:
+            log.warning("%s: handing unfinished jobs back", self.name)
+        self.forced = True
+        for attempt in self._live():
+            self._interrupt(attempt, Interruption.SHUTDOWN)
+
+
+def _is_sync(handler: Handler) -> bool:
+    return not handler.is_async
+
+
+def _state_of(tables: Any, attempt: Attempt, session: Any) -> JobState | None:
+    return settled_state(session, tables, attempt.job_id, attempt.token)
