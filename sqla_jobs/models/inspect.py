@@ -33,8 +33,8 @@ class JobTables:
 
 def channel_name(table: Table) -> str:
     """Return the wake-up channel of the hot table *table*."""
-    name = f"{table.schema or ''}.{table.name}"
-    return "sqla_jobs_" + blake2s(name.encode(), digest_size=8).hexdigest()
+    digest = blake2s(table.fullname.encode(), digest_size=8)
+    return "sqla_jobs_" + digest.hexdigest()
 
 
 def job_tables(job: Any) -> JobTables:

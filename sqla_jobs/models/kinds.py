@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy.orm import Mapper
 from sqlalchemy.util import HasMemoized
 
+from sqla_jobs.errors import JobDefinitionError
+
 
 class KindMap(dict[Any, Mapper[Any]]):
     """Kinds and aliases with their mappers; an unmapped kind is the root's."""
@@ -17,9 +19,6 @@ class KindMap(dict[Any, Mapper[Any]]):
 
     def __missing__(self, kind: Any) -> Mapper[Any]:
         return self.root
-
-    def __bool__(self) -> bool:
-        return True
 
 
 class _AnyKind(frozenset[Any]):
@@ -34,6 +33,14 @@ class JobMapper(Mapper[Any]):
     SQLAlchemy has no public way to give a class two identities, so this overrides three
     private attributes of its mapper; tests/conformance pins them on each version.
     """
+
+    def __init__(self, class_: type[Any], *args: Any, **kw: Any) -> None:
+        if "__job_options__" not in vars(class_):
+            raise JobDefinitionError(
+                f"{class_.__name__} was mapped before JobMixin could add its columns;"
+                f" name JobMixin first: class {class_.__name__}(JobMixin, Base)"
+            )
+        super().__init__(class_, *args, **kw)
 
     @HasMemoized.memoized_attribute
     def _single_table_criteria_component(self) -> Any:

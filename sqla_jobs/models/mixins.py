@@ -108,6 +108,10 @@ class JobMixin(metaclass=_Typed):
     else:
         _delay = None
 
+        # A dataclass base compares its fields, which makes objects unhashable.
+        __eq__ = object.__eq__
+        __hash__ = object.__hash__
+
         def __init__(self, **values: Any) -> None:
             construct(self, values)
 

@@ -1,0 +1,504 @@
+"""Job classes on each kind of Base, as rows of a real database."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    Engine,
+    ForeignKey,
+    Index,
+    MetaData,
+    insert,
+    inspect,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncAttrs
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    MappedAsDataclass,
+    aliased,
+    declarative_base,
+    mapped_column,
+    relationship,
+)
+
+from sqla_jobs import Arg, JobMixin, JobState, arg, exponential
+from sqla_jobs.models import job_tables
+from tests.conformance.model_kit import created, statements
+
+
+def _plain() -> Any:
+    class Base(DeclarativeBase): ...
+
+    return Base
+
+
+def _function() -> Any:
+    return declarative_base()
+
+
+def _async() -> Any:
+    class Base(AsyncAttrs, DeclarativeBase): ...
+
+    return Base
+
+
+def _dataclass() -> Any:
+    class Base(MappedAsDataclass, DeclarativeBase): ...
+
+    return Base
+
+
+def _keyword_dataclass() -> Any:
+    class Base(MappedAsDataclass, DeclarativeBase, kw_only=True): ...
+
+    return Base
+
+
+def _naming_base() -> Any:
+    class Base(DeclarativeBase):
+        @classmethod
+        def __init_subclass__(cls, **keywords: Any) -> None:
+            cls.__tablename__ = cls.__dict__.get("__tablename__", cls.__name__.lower())
+            super().__init_subclass__(**keywords)
+
+    return Base
+
+
+MakeBase = Callable[[], Any]
+
+EVERY_BASE = pytest.mark.parametrize(
+    "make_base", [_plain, _function, _async, _dataclass, _keyword_dataclass]
+)
+
+
+def _invoice(base: Any) -> Any:
+    class Invoice(base):  # type: ignore[misc]
+        __tablename__ = "invoices"
+
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    return Invoice
+
+
+class Sample:
+    """A root with a subclass of each sort, on any Base."""
+
+    def __init__(self, base: Any) -> None:
+        parent = _invoice(base)
+
+        class Job(JobMixin, base):  # type: ignore[misc]
+            __tablename__ = "jobs"
+
+        class SendInvoice(
+            Job, kind="send_invoice", queue="mail", max_attempts=5, priority=3
+        ):
+            subject: Arg[str] = arg(default="")
+            copies: Arg[int]
+            invoice_id: Mapped[int | None] = mapped_column(ForeignKey(parent.id))
+            invoice: Mapped[Any] = relationship(parent)
+
+        class Import(Job):
+            __tablename__ = "imports"
+
+            path: Mapped[str] = mapped_column()
+            note: Arg[str | None] = arg(default=None)
+
+        self.base, self.Invoice, self.Job = base, parent, Job
+        self.SendInvoice: Any = SendInvoice
+        self.Import: Any = Import
+
+
+@EVERY_BASE
+def test_job_round_trip(make_base: MakeBase, engine: Engine) -> None:
+    """A job loads as its class, with its arguments, columns and defaults."""
+    sample = Sample(make_base())
+
+    with created(sample.base, engine) as session:
+        invoice = sample.Invoice(id=7)
+        session.add(sample.SendInvoice(invoice=invoice, copies=2, subject="Hi"))
+        session.add(sample.Import(path="/x", note="n"))
+        session.commit()
+        session.expunge_all()
+        sent, imported = session.scalars(
+            select(sample.Job).order_by(sample.Job.id)
+        ).all()
+
+        assert type(sent) is sample.SendInvoice
+        assert (sent.subject, sent.copies, sent.invoice_id) == ("Hi", 2, 7)
+        assert (sent.kind, sent.queue, sent.max_attempts) == ("send_invoice", "mail", 5)
+        assert (sent.priority, sent.lane, sent.attempt) == (3, 0, 0)
+        assert (sent.state, sent.channel) == (JobState.AVAILABLE, "")
+        assert sent.backoff == exponential().spec()
+        assert sent.run_at == sent.created_at
+        assert sent.run_at.tzinfo is not None
+        assert sent.payload == {"subject": "Hi", "copies": 2}
+        assert type(imported) is sample.Import
+        assert (imported.path, imported.note, imported.queue) == ("/x", "n", "default")
+
+
+@EVERY_BASE
+def test_job_identity_semantics(make_base: MakeBase) -> None:
+    """Jobs compare and hash by identity on every Base, dataclasses included."""
+    sample = Sample(make_base())
+
+    one, other = sample.SendInvoice(copies=1), sample.SendInvoice(copies=1)
+
+    assert one != other
+    assert len({one, other}) == 2
+    assert repr(one) == "<SendInvoice state=available queue='mail'>"
+
+
+@EVERY_BASE
+def test_add_is_one_insert(make_base: MakeBase, engine: Engine) -> None:
+    """add and flush is the INSERT and nothing else."""
+    sample = Sample(make_base())
+
+    with created(sample.base, engine) as session:
+        session.add(sample.SendInvoice(copies=1))
+        with statements(session.connection()) as seen:
+            session.flush()
+
+        assert len(seen) == 1
+        assert seen[0].startswith("INSERT")
+        assert seen[0].endswith("jobs.id")
+
+
+def test_mixed_jobs_share_one_insert(engine: Engine) -> None:
+    """Jobs of classes with different options have one column set, thus one INSERT."""
+    base = _plain()
+
+    class Job(JobMixin, base):  # type: ignore[misc]
+        __tablename__ = "jobs"
+
+    class Slow(Job, timeout=timedelta(hours=1), lease=timedelta(minutes=1)):
+        size: Arg[int] = arg(default=1)
+
+    class Quick(Job, queue="quick"): ...
+
+    with created(base, engine) as session:
+        for _ in range(10):
+            session.add_all([Slow(size=3), Quick(priority=7, tags=["a"])])
+        with statements(session.connection()) as seen:
+            session.flush()
+
+        assert len(seen) == 1
+
+
+@EVERY_BASE
+def test_repr_runs_no_sql(make_base: MakeBase, engine: Engine) -> None:
+    """The repr of an expired job shows what is there and does not load."""
+    sample = Sample(make_base())
+
+    with created(sample.base, engine) as session:
+        job = sample.SendInvoice(copies=1, subject="secret")
+        session.add(job)
+        session.flush()
+        before = repr(job)
+        session.expire(job)
+        with statements(session.connection()) as seen:
+            after = repr(job)
+
+        assert before == f"<SendInvoice id={job.id} state=available queue='mail'>"
+        assert after == "<SendInvoice>"
+        assert seen == []
+
+
+@EVERY_BASE
+def test_claim_like_update_returns_jobs(make_base: MakeBase, engine: Engine) -> None:
+    """UPDATE .. RETURNING of the root gives whole jobs: touching them is no SELECT."""
+    sample = Sample(make_base())
+
+    with created(sample.base, engine) as session:
+        session.add(sample.SendInvoice(copies=4))
+        session.commit()
+        statement = update(sample.Job).values(attempt=1).returning(sample.Job)
+        with statements(session.connection()) as seen:
+            (job,) = session.scalars(statement).all()
+            assert (job.copies, job.invoice_id, job.attempt) == (4, None, 1)
+
+        assert len(seen) == 1
+
+
+@EVERY_BASE
+def test_unmapped_kind_loads_as_root(make_base: MakeBase, engine: Engine) -> None:
+    """Rows of a kind that only another deploy knows load, and can be edited."""
+    sample = Sample(make_base())
+
+    with created(sample.base, engine) as session:
+        session.execute(text("SELECT 1"))
+        table = sample.Job.__table__
+        session.connection().execute(insert(table).values(kind="from_the_future"))
+        (selected,) = session.scalars(select(sample.Job)).all()
+        session.expunge_all()
+        got = session.get(sample.Job, selected.id)
+        session.expunge_all()
+        statement = update(sample.Job).values(attempt=1).returning(sample.Job)
+        (returned,) = session.scalars(statement).all()
+        returned.priority = 9
+        session.flush()
+        session.refresh(returned)
+
+        assert type(selected) is type(got) is type(returned) is sample.Job
+        assert (returned.kind, returned.priority) == ("from_the_future", 9)
+        assert session.scalars(select(sample.SendInvoice)).all() == []
+        assert session.get(sample.SendInvoice, returned.id) is None
+
+
+@EVERY_BASE
+def test_old_kind_loads_as_its_class(make_base: MakeBase, engine: Engine) -> None:
+    """Rows of an alias are selected, updated, loaded and flushed as the class."""
+    base = make_base()
+
+    class Job(JobMixin, base):  # type: ignore[misc]
+        __tablename__ = "jobs"
+
+    class Send(Job, kind="send", aliases=("old_send", "older_send")):
+        to: Arg[str] = arg(default="")
+
+    class SendFast(Send, kind="send_fast", aliases="old_fast"): ...
+
+    class Other(Job): ...
+
+    with created(base, engine) as session:
+        kinds = ["send", "old_send", "older_send", "old_fast", "other"]
+        session.execute(insert(Job.__table__), [{"kind": kind} for kind in kinds])
+        sends = session.scalars(select(Send).order_by(Send.id)).all()
+        for job in sends:
+            job.to = "a"
+        session.flush()
+        changed = session.scalars(
+            update(Send).values(lane=1).returning(Send.kind)
+        ).all()
+        alias = aliased(Send)
+        found = session.scalars(select(alias.kind).where(alias.to == "a")).all()
+
+        assert [type(job) for job in sends] == [Send, Send, Send, SendFast]
+        assert sorted(changed) == sorted(found) == sorted(kinds[:-1])
+        assert {type(job) for job in session.scalars(select(Job))} == {
+            Send,
+            SendFast,
+            Other,
+        }
+
+
+def test_new_rows_have_the_new_kind(engine: Engine) -> None:
+    """A class with aliases writes its own kind."""
+    base = _plain()
+
+    class Job(JobMixin, base):  # type: ignore[misc]
+        __tablename__ = "jobs"
+
+    class Send(Job, kind="send", aliases="old_send"): ...
+
+    with created(base, engine) as session:
+        session.add(Send())
+        session.execute(insert(Send), [{"queue": "bulk"}])
+
+        assert session.scalars(select(Job.kind)).all() == ["send", "send"]
+
+
+@EVERY_BASE
+def test_raw_insert_uses_server_defaults(make_base: MakeBase, engine: Engine) -> None:
+    """A Core or bulk insert with only domain columns makes a claimable job."""
+    sample = Sample(make_base())
+
+    with created(sample.base, engine) as session:
+        session.add(sample.Invoice(id=1))
+        session.flush()
+        session.execute(insert(sample.SendInvoice), [{"invoice_id": 1}])
+        (job,) = session.scalars(select(sample.Job)).all()
+
+        assert type(job) is sample.SendInvoice
+        assert (job.queue, job.state, job.payload) == ("default", "available", {})
+        assert (job.max_attempts, job.backoff) == (10, exponential().spec())
+        assert (job.lease_token, job.ordered, job.priority) == (0, False, 0)
+
+
+def test_stale_version_is_refused(engine: Engine) -> None:
+    """An ORM flush of a job whose token was raised meanwhile fails."""
+    sample = Sample(_plain())
+
+    with created(sample.base, engine) as session:
+        job = sample.SendInvoice(copies=1)
+        session.add(job)
+        session.flush()
+        table = sample.Job.__table__
+        session.connection().execute(update(table).values(lease_token=5))
+        job.priority = 4
+
+        with pytest.raises(Exception, match="expected to update 1 row"):
+            session.flush()
+
+
+def test_base_that_names_tables(engine: Engine) -> None:
+    """A Base that derives table names still gets single-table subclasses."""
+    base = _naming_base()
+
+    class Job(JobMixin, base):  # type: ignore[misc]
+        __tablename__ = "jobs"
+
+    class Send(Job):
+        size: Mapped[int | None] = mapped_column()
+
+    assert inspect(Send).local_table is Job.__table__
+    with created(base, engine) as session:
+        session.add(Send(size=3))
+        session.commit()
+
+
+def test_two_roots_have_their_own_tables(engine: Engine) -> None:
+    """Each root has tables, kinds and a wake-up channel of its own."""
+    base = _plain()
+
+    class Job(JobMixin, base):  # type: ignore[misc]
+        __tablename__ = "jobs"
+
+    class Audit(JobMixin, base):  # type: ignore[misc]
+        __tablename__ = "audits"
+
+    class Send(Job): ...
+
+    class SendAudit(Audit, kind="send"): ...
+
+    jobs, audits = job_tables(Send), job_tables(SendAudit())
+
+    assert (jobs.root, audits.root) == (Job, Audit)
+    assert (jobs.kinds, audits.kinds) == ({"send": Send}, {"send": SendAudit})
+    assert jobs.channel != audits.channel
+    with created(base, engine) as session:
+        session.add_all([Send(), SendAudit(), SendAudit()])
+        session.flush()
+        assert len(session.scalars(select(Audit)).all()) == 2
+
+
+def test_tables_live_in_the_roots_schema() -> None:
+    """A root's schema, arguments and indexes are kept; support tables follow it."""
+    convention = {"ix": "ix_%(column_0_label)s", "fk": "fk_%(table_name)s"}
+
+    class Base(DeclarativeBase):
+        metadata = MetaData(naming_convention=convention)
+
+    class Job(JobMixin, Base):
+        __tablename__ = "jobs"
+        __table_args__ = (Index(None, "reason"), {"schema": "work", "comment": "mine"})
+
+    tables = Job.__jobs__
+    names = {index.name for index in tables.table.indexes}
+
+    assert tables.table.comment == "mine"
+    assert names == {
+        "ix_work_jobs_reason",
+        "jobs_claim_v1_idx",
+        "jobs_due_v1_idx",
+        "jobs_leases_v1_idx",
+        "jobs_unique_v1_idx",
+        "jobs_finished_v1_idx",
+    }
+    for table, name in (
+        (tables.attempts, "work.jobs_attempts"),
+        (tables.queues, "work.jobs_queues"),
+        (tables.runners, "work.jobs_runners"),
+    ):
+        assert table.fullname == name
+        assert table.metadata is Base.metadata
+
+
+def test_channel_name_is_pinned() -> None:
+    """The channel is part of the protocol between processes of different versions."""
+
+    class Base(DeclarativeBase): ...
+
+    class Job(JobMixin, Base):
+        __tablename__ = "jobs"
+
+    assert job_tables(Job).channel == "sqla_jobs_cd216f02a0a31663"
+
+
+@EVERY_BASE
+def test_support_classes_are_mapped(make_base: MakeBase, engine: Engine) -> None:
+    """Job.Attempt, Job.Queue and Job.Runner are ordinary mapped classes."""
+    sample = Sample(make_base())
+    job_class = sample.Job
+
+    with created(sample.base, engine) as session:
+        now = datetime.now(UTC)
+        session.add(job_class.Queue(name="mail", paused=True))
+        session.add(
+            job_class.Attempt(
+                job_id=1, lease_token=2, number=1, outcome="retry", finished_at=now
+            )
+        )
+        session.commit()
+
+        paused = select(job_class.Queue.name).where(job_class.Queue.paused)
+        assert session.scalars(paused).all() == ["mail"]
+        assert session.get(job_class.Attempt, (1, 2)).outcome == "retry"
+        assert session.scalars(select(job_class.Runner)).all() == []
+
+
+def test_joined_row_goes_with_its_job(engine: Engine) -> None:
+    """Deleting the job row deletes the row of the subclass's own table."""
+    sample = Sample(_plain())
+
+    with created(sample.base, engine) as session:
+        session.add(sample.Import(path="/x"))
+        session.flush()
+        session.connection().execute(sample.Job.__table__.delete())
+
+        left = session.connection().execute(select(sample.Import.__table__)).all()
+        assert left == []
+
+
+def test_shared_column_of_two_classes(engine: Engine) -> None:
+    """Two classes may declare the same column; both see it, one column exists."""
+    base = _plain()
+
+    class Job(JobMixin, base):  # type: ignore[misc]
+        __tablename__ = "jobs"
+
+    class One(Job):
+        tenant: Mapped[int] = mapped_column(index=True)
+        note: Mapped[str | None]
+
+    class Two(Job):
+        tenant: Mapped[int | None]
+
+    with created(base, engine) as session:
+        session.add_all([One(tenant=1), Two(tenant=2)])
+        session.commit()
+
+        assert session.scalars(select(Two.tenant)).all() == [2]
+        assert session.scalars(select(One.tenant)).all() == [1]
+        assert Job.__table__.c.tenant.nullable
+
+
+def test_scalar_defaults_of_dataclass_bases(engine: Engine) -> None:
+    """Defaults and factories of dataclass fields work without their constructor."""
+    base = _dataclass()
+    parent = _invoice(base)
+
+    class Job(JobMixin, base):  # type: ignore[misc]
+        __tablename__ = "jobs"
+
+    class Send(Job):
+        size: Mapped[int | None] = mapped_column(default=5)
+        label: Mapped[str | None] = mapped_column(default_factory=lambda: "made")
+        invoice_id: Mapped[int | None] = mapped_column(
+            ForeignKey(parent.id), default=None
+        )
+        invoice: Mapped[Any] = relationship(parent, default=None)
+
+    with created(base, engine) as session:
+        session.add_all([Send(), Send(size=6, label="given")])
+        session.commit()
+
+        rows = session.execute(select(Send.size, Send.label).order_by(Send.id)).all()
+        assert [tuple(row) for row in rows] == [(5, "made"), (6, "given")]
