@@ -82,11 +82,15 @@ class JobDialect(ABC):
     def notify(self, channel: str) -> Executable:
         """Return the statement that wakes the runners listening on *channel*."""
 
+    def can_copy(self, connection: Connection, columns: Sequence[Column[Any]]) -> bool:
+        """Return whether `copy_rows` would store what an INSERT of *columns* does."""
+        return False
+
     @abstractmethod
     def copy_rows(
         self,
         connection: Connection,
-        columns: Sequence[ColumnElement[Any]],
+        columns: Sequence[Column[Any]],
         rows: Iterable[Sequence[Any]],
     ) -> int:
         """Bulk-load *rows* inside the connection's transaction; return how many."""

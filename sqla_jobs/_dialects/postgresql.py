@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Executable,
@@ -22,6 +23,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.exc import DBAPIError, DisconnectionError, TimeoutError
 from sqlalchemy.types import TypeEngine
 
+from sqla_jobs._dialects import psycopg_copy
 from sqla_jobs._dialects.base import JobDialect, bind
 
 # Class 40: transaction rollback (manual, appendix A).
@@ -80,14 +82,18 @@ class PostgreSQLDialect(JobDialect):
         """Return a NOTIFY without payload: any role may listen."""
         return select(func.pg_notify(channel, ""))
 
+    def can_copy(self, connection: Connection, columns: Sequence[Column[Any]]) -> bool:
+        """Return whether the driver has COPY, and the types are plain values to it."""
+        return psycopg_copy.can_copy(connection, columns)
+
     def copy_rows(
         self,
         connection: Connection,
-        columns: Sequence[ColumnElement[Any]],
+        columns: Sequence[Column[Any]],
         rows: Iterable[Sequence[Any]],
     ) -> int:
-        """Bulk-load *rows* by COPY; written by the driver module."""
-        raise NotImplementedError
+        """Bulk-load *rows* by COPY inside the connection's transaction."""
+        return psycopg_copy.copy_rows(connection, columns, rows)
 
     def is_conflict(self, exc: BaseException) -> bool:
         """Return whether *exc* is a serialization failure or a deadlock."""

@@ -1,0 +1,246 @@
+"""Enqueue many jobs at once: from rows by INSERT or COPY, or from a query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from sqlalchemy import Column, Connection, Executable, Table, insert, inspect, select
+from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.orm import Mapper, Session
+
+from sqla_jobs._core.states import JobState
+from sqla_jobs._dialects import JobDialect, dialect_of
+from sqla_jobs._store import wake
+from sqla_jobs._store.base import built_once, connection_of, execute, raise_if_missing
+from sqla_jobs.errors import JobValueError
+from sqla_jobs.models import JobTables, job_tables, validate
+from sqla_jobs.models.construct import construct, plan_of
+
+CHUNK = 1_000
+COPY_THRESHOLD = 500
+
+Row = dict[str, Any]
+
+
+def enqueue_many(
+    session: Session,
+    job_class: type[Any],
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    chunk: int = CHUNK,
+    copy_threshold: int | None = COPY_THRESHOLD,
+) -> int:
+    """
+    Enqueue a job for each of *rows* and return how many; does not commit.
+
+    Each row holds keywords of the class's constructor and is checked as that does,
+    but no object is made: there are no relationships (give the foreign key), and no
+    ``@validates`` of the class is called. *rows* may be a generator; only *chunk* of
+    them are in memory. Inside a chunk, rows with other keys may be stored in another
+    order than given. Runners are woken once, at the commit.
+
+    With many rows COPY is used, inside the session's transaction like any statement.
+    INSERT is used for drivers other than psycopg, for columns whose default or type
+    needs SQL or a Python function, and for classes that have a table of their own.
+
+    Args:
+        session: With an AsyncSession: ``await session.run_sync(enqueue_many, ...)``.
+        job_class: A job class, not the root.
+        chunk: Most rows per statement, 1 or more. Default 1,000.
+        copy_threshold: Rows from which COPY is used; None never uses it. Default 500.
+
+    Raises:
+        TypeError: If a keyword is unknown or an `Arg` is missing; names the row.
+        JobValueError: If a value cannot be used; names the row.
+        PayloadError: If an `Arg` is of the wrong type; names the row.
+        MissingTables: If the job tables are not there.
+    """
+    check_session(session, "enqueue_many")
+    if chunk < 1:
+        raise JobValueError(f"chunk must be 1 or more, got {chunk}")
+    tables = job_tables(job_class)
+    writer = _Writer(session, tables, _shape_of(job_class))
+    flush_before(session)
+    given = enumerate(rows)
+    first = list(islice(given, copy_threshold or 0))
+    writer.copies = copy_threshold is not None and len(first) >= copy_threshold
+    count = 0
+    for part in _chunks(first, given, chunk):
+        writer.write([writer.shape.row(i, values) for i, values in part])
+        count += len(part)
+    return count
+
+
+def check_session(session: Any, verb: str) -> None:
+    """
+    Refuse what is no Session.
+
+    Raises:
+        JobValueError: If *session* is none, such as an AsyncSession.
+    """
+    if not isinstance(session, Session):
+        raise JobValueError(
+            f"{verb}() needs a Session, got {type(session).__name__}; with an"
+            f" AsyncSession write `await session.run_sync({verb}, ...)`"
+        )
+
+
+def flush_before(session: Session) -> None:
+    """Flush as a query would: the new rows may refer to pending objects."""
+    if session.autoflush:
+        session.flush()
+
+
+def read_clock(session: Session | Connection, tables: JobTables) -> datetime:
+    """Return the database's clock, in one statement."""
+    now: datetime = execute(session, tables, _clock, {}).scalar_one()
+    return now
+
+
+@built_once
+def _clock(tables: JobTables, dialect: JobDialect) -> Executable:
+    return select(dialect.clock())
+
+
+def _chunks(
+    first: list[tuple[int, Any]], rest: Iterator[tuple[int, Any]], size: int
+) -> Iterator[list[tuple[int, Any]]]:
+    while first:
+        part, first = first[:size], first[size:]
+        if len(part) < size:
+            part += islice(rest, size - len(part))
+        yield part
+    while part := list(islice(rest, size)):
+        yield part
+
+
+class _Shape:
+    """A job class as rows: its columns by attribute name, and its constructor's rules."""
+
+    def __init__(self, job_class: type[Any]) -> None:
+        mapper: Mapper[Any] = inspect(job_class)
+        self.job_class = job_class
+        self.kind: str = job_class.__job_options__.kind
+        self.table: Table = mapper.local_table  # type: ignore[assignment]
+        self.columns: dict[str, Column[Any]] = {
+            attr.key: attr.columns[0]  # type: ignore[misc]
+            for attr in mapper.column_attrs
+        }
+        self.required: frozenset[str] = frozenset(job_class.__job_required__)
+        # What the constructor fills in place of an instance: it stands in for the class
+        # in names, options and limits, without the cost of an object of the ORM.
+        self.stand_in = type(
+            job_class.__name__,
+            (),
+            {
+                "__job_plan__": plan_of(job_class),
+                "__job_options__": job_class.__job_options__,
+                "__job_required__": (),
+                "__payload_limit__": job_class.__payload_limit__,
+            },
+        )
+
+    def row(self, index: int, values: Any) -> Row:
+        """
+        Return the columns of row *index*, by attribute name.
+
+        Raises:
+            TypeError: As the constructor does.
+            JobValueError: As the constructor and the flush do.
+        """
+        try:
+            return self._row(values)
+        except (TypeError, JobValueError) as exc:
+            raise type(exc)(f"row {index}: {exc}") from exc
+
+    def _row(self, values: Any) -> Row:
+        if not isinstance(values, Mapping):
+            raise TypeError(
+                f"expected a mapping of the constructor's keywords, got {values!r};"
+                " for instances use session.add_all"
+            )
+        job = self.stand_in()
+        construct(job, values)  # type: ignore[arg-type]
+        row: Row = vars(job)
+        if not row.keys() - _PENDING <= self.columns.keys():
+            self._raise_no_column(row)
+        if any(row.get(name) is None for name in self.required):
+            validate(self.job_class(**values))
+        validate(job)
+        return row
+
+    def _raise_no_column(self, row: Row) -> None:
+        name = next(iter(row.keys() - self.columns.keys() - _PENDING))
+        raise JobValueError(
+            f"{self.job_class.__name__}.{name} is no column; enqueue_many takes columns"
+            " and Args: instead of a related object give its foreign key"
+        )
+
+
+# What the constructor leaves for the flush.
+_PENDING = frozenset({"_delay"})
+
+_shapes: WeakKeyDictionary[type[Any], _Shape] = WeakKeyDictionary()
+
+
+def _shape_of(job_class: type[Any]) -> _Shape:
+    shape = _shapes.get(job_class)
+    if shape is None:
+        shape = _shapes[job_class] = _Shape(job_class)
+    return shape
+
+
+class _Writer:
+    """Writes rows of one class in one session."""
+
+    def __init__(self, session: Session, tables: JobTables, shape: _Shape) -> None:
+        self.session, self.tables, self.shape = session, tables, shape
+        self.copies = False
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write a chunk: one statement for each set of columns."""
+        self._resolve_delays(rows)
+        groups: dict[frozenset[str], list[Row]] = {}
+        for row in rows:
+            groups.setdefault(frozenset(row), []).append(row)
+        for group in groups.values():
+            try:
+                self._write_group(group)
+            except ProgrammingError as exc:
+                raise_if_missing(exc, self.tables)
+                raise
+        available = JobState.AVAILABLE.value
+        if any(row["state"] == available for row in rows):
+            wake.note(self.session, self.tables)
+
+    def _resolve_delays(self, rows: Sequence[Row]) -> None:
+        delayed = [row for row in rows if "_delay" in row]
+        if delayed:
+            now = read_clock(self.session, self.tables)
+            for row in delayed:
+                row["run_at"] = now + row.pop("_delay")
+
+    def _write_group(self, rows: Sequence[Row]) -> None:
+        shape = self.shape
+        if shape.table is not self.tables.table:
+            # The ORM brings the new keys into the class's own table.
+            with self.session.no_autoflush:
+                self.session.execute(insert(shape.job_class), rows)
+            return
+        connection = connection_of(self.session, self.tables)
+        names = list(rows[0])
+        columns = [shape.table.c.kind, *(shape.columns[name] for name in names)]
+        if self.copies and dialect_of(connection).can_copy(connection, columns):
+            lines = ([shape.kind, *map(row.__getitem__, names)] for row in rows)
+            dialect_of(connection).copy_rows(connection, columns, lines)
+        else:
+            keys = {name: shape.columns[name].key for name in names}
+            params = [
+                {"kind": shape.kind, **{keys[name]: row[name] for name in names}}
+                for row in rows
+            ]
+            connection.execute(insert(shape.table), params)
