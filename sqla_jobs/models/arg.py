@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy import ColumnElement
@@ -181,5 +182,10 @@ def decode_payload(job: Any) -> None:
     Raises:
         PayloadError: If one does not; names the job, the argument and the problem.
     """
-    for name in args_of(type(job)):
+    for name in _arg_names(type(job)):
         getattr(job, name)
+
+
+@lru_cache(maxsize=None)
+def _arg_names(cls: type[Any]) -> tuple[str, ...]:
+    return tuple(args_of(cls))

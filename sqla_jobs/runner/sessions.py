@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, event
@@ -110,6 +111,7 @@ def _attach(session: Session, attempt: Attempt) -> Session:
     return session
 
 
+@lru_cache(maxsize=None)
 def needs_session(job_class: type[Any]) -> bool:
     """Return whether jobs of the class must be attached before the handler runs."""
     mapper = job_class.__mapper__
