@@ -322,8 +322,11 @@ def _literal_json(value: Any) -> Any:
 
 
 def _datetime_problem(value: datetime) -> str | None:
-    if value.utcoffset() is None:
+    if (offset := value.utcoffset()) is None:
         return "is naive; give it a time zone, e.g. tzinfo=timezone.utc"
+    # datetime.fromisoformat reads +00:00:00.000001 as UTC.
+    if offset.microseconds:
+        return "has microseconds in its offset; use .astimezone(timezone.utc)"
     return None
 
 
@@ -332,8 +335,10 @@ def _date_problem(value: date) -> str | None:
 
 
 def _time_problem(value: time) -> str | None:
-    if value.tzinfo is not None and value.utcoffset() is None:
-        return "has a time zone without a fixed offset; use timezone(timedelta(...))"
+    if value.tzinfo is None:
+        return None
+    if (offset := value.utcoffset()) is None or offset.microseconds:
+        return "has no fixed offset in seconds; use timezone(timedelta(hours=...))"
     return None
 
 
