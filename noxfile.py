@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import nox
@@ -77,7 +79,8 @@ def types(session: nox.Session) -> None:
     """Check the types with mypy and with pyright."""
     session.install("-e", ".[demo]", *group("tests", "types"))
     session.run("mypy")
-    session.run("pyright")
+    # Named, since pyright prefers a pyrightconfig.json of any folder above.
+    session.run("pyright", "--project", "pyproject.toml")
 
 
 @nox.session
@@ -93,6 +96,7 @@ def package(session: nox.Session) -> None:
     """Build the wheel, and use it in an empty environment outside the checkout."""
     session.install(*group("package"))
     dist = Path(session.create_tmp(), "dist").absolute()
+    shutil.rmtree(dist, ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
     session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
     (wheel,) = dist.glob("*.whl")
@@ -116,15 +120,18 @@ def use_wheel(session: nox.Session, wheel: Path, venv: Path) -> None:
     """Install the wheel in a new environment and run the library and its commands."""
     session.run("python", "-m", "venv", str(venv))
     programs = venv / ("Scripts" if sys.platform == "win32" else "bin")
+    run = partial(session.run, external=True, env={"PYTHONPATH": None})
     python, command = str(programs / "python"), str(programs / "sqla-jobs")
-    session.run(python, "-m", "pip", "install", "-q", f"{wheel}[binary,cli]")
+    run(python, "-m", "pip", "install", "-q", f"{wheel}[binary,cli]")
     source = "import sqla_jobs, sqla_jobs.testing; print(sqla_jobs.__file__)"
-    where = session.run(python, "-c", source, silent=True)
+    where = run(python, "-c", source, silent=True)
     if str(venv) not in str(where):
         session.error(f"imported {where}, not the installed wheel")
-    session.run(command, "--help", silent=True)
+    run(command, "--help", silent=True)
     # Nothing to import: an error for the user, never a success or a traceback.
-    session.run(command, "run", "nowhere:runner", success_codes=[1, 2])
+    said = run(command, "run", "nowhere:runner", success_codes=[1, 2], silent=True)
+    if "nowhere" not in str(said) or "Traceback" in str(said):
+        session.error(f"a runner that does not exist was answered with: {said}")
 
 
 @nox.session

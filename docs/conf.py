@@ -34,5 +34,6 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|datetime|types|uuid|logging|asyncio|contextlib)\..*"),
     ("py:class", r"(bool|bytes|dict|float|int|list|object|set|str|tuple|type|None)"),
     ("py:(class|exc)", r"(Base)?(Exception|TypeError|ValueError|RuntimeError)"),
+    ("py:class", r"Setting"),  # an alias; its page says what it is
     ("py:class", r"(Any|Self|T|datetime|timedelta|Callable|Iterator|Mapping|Sequence)"),
 ]
