@@ -60,7 +60,7 @@ class PostgreSQLDialect(JobDialect):
         """Return ``unnest(:a, :b, ...) AS name(a, b, ...)``."""
         arrays = [bind(key, ARRAY(type_)) for key, type_ in columns.items()]
         made = [column(key, type_) for key, type_ in columns.items()]
-        return func.unnest(*arrays).table_valued(*made, name=name).render_derived()
+        return func.unnest(*arrays).table_valued(*made).render_derived(name=name)
 
     def lock(self, stmt: Select[Any], *, skip: bool, of: Any = None) -> Select[Any]:
         """Return *stmt* with FOR NO KEY UPDATE, which foreign keys to jobs survive."""

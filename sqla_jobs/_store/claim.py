@@ -22,6 +22,7 @@ from sqlalchemy import (
     Update,
     Uuid,
     and_,
+    case,
     func,
     literal,
     literal_column,
@@ -282,16 +283,13 @@ def _picked(
     """
     wanted = _all_queues(tables) if all_queues else _given_queues(dialect)
     found = _candidates(tables, dialect, wanted, all_kinds=all_kinds)
-    order = (found.c.priority.desc(), found.c.lane, found.c.run_at, found.c.id)
     suspect = found.c.crashes >= SUSPECT_CRASHES
     ranked = (
         select(
             found.c.id,
+            found.c.turn,
             suspect.label("suspect"),
-            func.row_number()
-            .over(partition_by=found.c.queue, order_by=order)
-            .label("turn"),
-            func.row_number().over(partition_by=suspect, order_by=order).label("nth"),
+            func.count(case((suspect, 1))).over(rows=(None, 0)).label("suspects"),
         )
         .select_from(wanted.join(found, literal(True)))
         .subquery("ranked")
@@ -299,7 +297,7 @@ def _picked(
     # Equal turns of several queues: at random, so that none is always last.
     return (
         select(ranked.c.id)
-        .where(or_(~ranked.c.suspect, ranked.c.nth == 1))
+        .where(or_(~ranked.c.suspect, ranked.c.suspects == 1))
         .order_by(ranked.c.turn, func.random())
         .limit(bind("limit", Integer()))
         .cte("picked")
@@ -327,13 +325,16 @@ def _candidates(
     if not all_kinds:
         conditions.append(job.kind == func.any(bind("kinds", ARRAY(Text()))))
     stmt: Select[Any] = (
-        select(job.id, job.queue, job.priority, job.lane, job.run_at, job.crashes)
+        select(job.id, job.crashes)
         .where(*conditions)
         .order_by(job.priority.desc(), job.lane, job.run_at, job.id)
         .limit(wanted.c.slots)
     )
-    stmt = dialect.lock(stmt, skip=True, of=tables.table)
-    return stmt.correlate(wanted).lateral("found")
+    ready = dialect.lock(stmt, skip=True, of=tables.table)
+    ready_rows = ready.correlate(wanted).lateral("ready")
+    # Numbered as they come, in claim order: no second sort.
+    turn = func.row_number().over().label("turn")
+    return select(ready_rows.c.id, ready_rows.c.crashes, turn).lateral("found")
 
 
 def claimable(tables: JobTables) -> ColumnElement[bool]:

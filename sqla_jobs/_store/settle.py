@@ -77,7 +77,7 @@ def settle(
 @built_once
 def _settling(tables: JobTables, dialect: JobDialect) -> Executable:
     given = dialect.rows("given", _COLUMNS)
-    return _logging(tables, dialect, given, _settled(tables, dialect, given))
+    return _logging(tables, dialect, _settled(tables, dialect, given))
 
 
 @built_once
@@ -87,14 +87,12 @@ def _settling_unlocked(tables: JobTables, dialect: JobDialect) -> Executable:
         job.id.in_(select(given.c.job_id))
     )
     settled = _settled(tables, dialect, given).where(job.id == free.cte("free").c.id)
-    return _logging(tables, dialect, given, settled)
+    return _logging(tables, dialect, settled)
 
 
-def _logging(
-    tables: JobTables, dialect: JobDialect, given: FromClause, update_: Update
-) -> Executable:
+def _logging(tables: JobTables, dialect: JobDialect, update_: Update) -> Executable:
     settled = update_.cte("settled")
-    log = _logged(tables, dialect, given, settled).cte("logged")
+    log = _logged(tables, dialect, settled).cte("logged")
     return select(settled.c.id, settled.c.state).add_cte(log)
 
 
@@ -139,13 +137,12 @@ def _settled(tables: JobTables, dialect: JobDialect, given: FromClause) -> Updat
             job.attempt,
             job.started_at,
             job.runner_id,
+            *(new[name] for name in ("action", "reason", "error", "traceback")),
         )
     )
 
 
-def _logged(
-    tables: JobTables, dialect: JobDialect, given: FromClause, settled: FromClause
-) -> Any:
+def _logged(tables: JobTables, dialect: JobDialect, settled: FromClause) -> Any:
     rows = select(
         settled.c.id,
         settled.c.lease_token,
@@ -153,10 +150,10 @@ def _logged(
         func.coalesce(settled.c.started_at, dialect.now()),
         dialect.now(),
         settled.c.runner_id,
-        given.c.action,
-        func.coalesce(given.c.error, given.c.reason),
-        given.c.traceback,
-    ).where(settled.c.id == given.c.job_id, given.c.action.in_(_LOGGED))
+        settled.c.action,
+        func.coalesce(settled.c.error, settled.c.reason),
+        settled.c.traceback,
+    ).where(settled.c.action.in_(_LOGGED))
     return insert(tables.attempts).from_select(ATTEMPT_COLUMNS, rows)
 
 
