@@ -108,7 +108,6 @@ class AsyncRunner(RunnerBase):
         opener = async_opener(session_maker, opener_engine)
         self._execute = AsyncExecution(around, self._control, opener)
         self._sync = self._sync_execution(sync_session)
-        self._outage = Outage(self.name)
         self._tasks: dict[Attempt, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()

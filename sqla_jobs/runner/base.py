@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -29,6 +29,7 @@ from sqla_jobs.errors import JobDefinitionError, JobValueError
 from sqla_jobs.handlers import Handler, handler_for
 from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.runner.attempt import Attempt, Interruption
+from sqla_jobs.runner.control import Outage
 from sqla_jobs.runner.execute import Around, OnError, log_fields
 from sqla_jobs.runner.outbox import Outbox, Outgoing
 from sqla_jobs.runner.watch import Heartbeat, Watchdog
@@ -112,6 +113,8 @@ class RunnerBase:
         )
         self.handlers = choose_handlers(self.tables, kinds, runs)
         self.forced = False
+        self._runs, self._slots_asked = runs, (concurrency, queues)
+        self._outage = Outage(self.name)
         self._lock = threading.Lock()
         self._plan = self._new_plan(burst=False)
         self._attempts: dict[Key, Attempt] = {}
@@ -125,6 +128,48 @@ class RunnerBase:
     def name(self) -> str:
         """The runner's name in logs and in its row; default host and process id."""
         return self.options.name
+
+    def configure(
+        self,
+        *,
+        queues: Mapping[str, int] | Sequence[str] | None = None,
+        kinds: Sequence[str | type[Any]] | None = None,
+        concurrency: int | tuple[int, int] | None = None,
+        grace: timedelta | None = None,
+        name: str | None = None,
+    ) -> None:
+        """
+        Change options of a runner that does not run, as if it had been made with them.
+
+        None, the default, keeps what it was made with.
+
+        Raises:
+            JobValueError: If an option cannot be used; nothing is changed then.
+            JobDefinitionError: If *kinds* names a class without a usable handler.
+            RuntimeError: If it runs.
+        """
+        if self._heartbeat is not None and self._heartbeat.is_alive():
+            raise RuntimeError(f"{self.name} runs already; configure it before")
+        asked = self._slots_asked
+        asked = (
+            asked[0] if concurrency is None else concurrency,
+            asked[1] if queues is None else queues,
+        )
+        handlers = dict(self.handlers)
+        if kinds is not None:
+            handlers = choose_handlers(self.tables, kinds, self._runs)
+        self.options = replace(
+            self.options,
+            slots=Slots.of(*asked),
+            grace=self.options.grace if grace is None else grace,
+            name=name or self.name,
+        )
+        self._slots_asked = asked
+        # In place: what runs the attempts holds the same mapping.
+        self.handlers.clear()
+        self.handlers.update(handlers)
+        self._outage.name = self.name
+        self._plan = self._new_plan(burst=False)
 
     def _new_plan(self, *, burst: bool) -> Plan:
         return Plan(self.options.slots, self.options.poll.total_seconds(), burst=burst)

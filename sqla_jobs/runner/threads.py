@@ -149,7 +149,6 @@ class Runner(RunnerBase):
         opener = sync_opener(session_maker, self._engine)
         self._execute = SyncExecution(around, self._control, opener)
         self._woken = threading.Event()
-        self._outage = Outage(self.name)
         self._thread: threading.Thread | None = None
         self._settler: threading.Thread | None = None
         self._listener: ListenerThread | None = None
