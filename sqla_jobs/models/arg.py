@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy import ColumnElement
@@ -186,6 +186,6 @@ def decode_payload(job: Any) -> None:
         getattr(job, name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _arg_names(cls: type[Any]) -> tuple[str, ...]:
-    return tuple(args_of(cls))
+    return tuple(args_of(cls))  # type: ignore[arg-type]

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import (
     JSON,
     ColumnElement,
+    Date,
+    DateTime,
     Dialect,
     Numeric,
     Text,
     cast,
     func,
     literal,
+)
+from sqlalchemy import (
     type_coerce as coerce,
 )
 from sqlalchemy.sql.elements import Label
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from sqla_jobs._core.payloads import Codec
+from sqla_jobs.models.annotations import without_none
 from sqla_jobs.models.types import JSON_VALUE
 
 
@@ -45,15 +52,15 @@ class _Encoded(TypeDecorator[Any]):
         super().__init__()
         self.codec = codec
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
         return None if value is None else self.codec.encode(value)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         return None if value is None else self.codec.decode(value)
 
 
 class EncodedText(_Encoded):
-    """Of what JSON stores as a string: datetime, UUID, Decimal, enums of str."""
+    """Of what JSON stores as a string and SQL compares as one: UUID, enums of str."""
 
     impl = Text
     cache_ok = True
@@ -76,9 +83,17 @@ class WholeNumber(_Encoded):
     impl = Numeric
     cache_ok = True
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         """Return the int."""
         return None if value is None else int(value)
+
+
+# Stored as text, which orders differently from what it stands for.
+_STOCK: dict[Any, TypeEngine[Any]] = {
+    Decimal: Numeric(),
+    datetime: DateTime(timezone=True),
+    date: Date(),
+}
 
 
 def expression(owner: Any, name: str, codec: Codec) -> ColumnElement[Any]:
@@ -87,6 +102,9 @@ def expression(owner: Any, name: str, codec: Codec) -> ColumnElement[Any]:
 
 
 def _typed(key: Any, codec: Codec) -> ColumnElement[Any]:
+    inner = without_none(codec.annotation)
+    if isinstance(inner, type) and inner in _STOCK:
+        return cast(key.as_string(), _STOCK[inner])
     shapes = codec.shapes - {"null"}
     if shapes == {"string"}:
         text = key.as_string()
