@@ -6,6 +6,27 @@ from sqla_jobs._core.backoff import Backoff, constant, custom, exponential, line
 from sqla_jobs._core.options import Retention
 from sqla_jobs._core.outcomes import Cancel, Complete, Discard, Outcome, Retry, Snooze
 from sqla_jobs._core.states import JobState
+from sqla_jobs._hooks import install
+from sqla_jobs._store.claim import Claim, claim
+from sqla_jobs._store.enqueue import enqueue_many, enqueue_select
+from sqla_jobs._store.operate import (
+    CancelResult,
+    RequeueResult,
+    purge,
+    request_cancel,
+    requeue,
+)
+from sqla_jobs._store.sweep import Rescued, Staged, rescue, stage
+from sqla_jobs._store.verbs import (
+    cancel,
+    checkpoint,
+    complete,
+    discard,
+    fail,
+    release,
+    renew,
+    snooze,
+)
 from sqla_jobs.errors import (
     AttemptInterrupted,
     DuplicateJob,
@@ -19,13 +40,21 @@ from sqla_jobs.errors import (
 )
 from sqla_jobs.handlers import handles
 from sqla_jobs.models import Arg, JobMixin, arg
+from sqla_jobs.runner.aio import AsyncRunner
+from sqla_jobs.runner.context import AsyncContext, Context
+from sqla_jobs.runner.threads import Runner
 
 __all__ = [
     "Arg",
+    "AsyncContext",
+    "AsyncRunner",
     "AttemptInterrupted",
     "Backoff",
     "Cancel",
+    "CancelResult",
+    "Claim",
     "Complete",
+    "Context",
     "Discard",
     "DuplicateJob",
     "JobDefinitionError",
@@ -36,15 +65,36 @@ __all__ = [
     "MissingTables",
     "Outcome",
     "PayloadError",
+    "RequeueResult",
+    "Rescued",
     "Retention",
     "Retry",
+    "Runner",
     "Snooze",
     "SqlaJobsError",
+    "Staged",
     "UnsupportedDialect",
     "arg",
+    "cancel",
+    "checkpoint",
+    "claim",
+    "complete",
     "constant",
     "custom",
+    "discard",
+    "enqueue_many",
+    "enqueue_select",
     "exponential",
+    "fail",
     "handles",
+    "install",
     "linear",
+    "purge",
+    "release",
+    "renew",
+    "request_cancel",
+    "requeue",
+    "rescue",
+    "snooze",
+    "stage",
 ]
