@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy import ColumnElement
@@ -173,19 +172,3 @@ def args_of(cls: type[Any]) -> dict[str, Arg[Any]]:
             else:
                 found.pop(name, None)
     return found
-
-
-def decode_payload(job: Any) -> None:
-    """
-    Check that every argument of *job* decodes.
-
-    Raises:
-        PayloadError: If one does not; names the job, the argument and the problem.
-    """
-    for name in _arg_names(type(job)):
-        getattr(job, name)
-
-
-@cache
-def _arg_names(cls: type[Any]) -> tuple[str, ...]:
-    return tuple(args_of(cls))  # type: ignore[arg-type]

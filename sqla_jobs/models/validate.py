@@ -1,4 +1,4 @@
-"""What a job must hold when it is flushed, whoever wrote its attributes."""
+"""What a job must hold when it is flushed, and when it is handed to its handler."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ def validate(job: Any) -> None:
     for name in cls.__job_required__:
         if row.get(name) is None:
             _check_required(job, name)
+
+
+def decode_payload(job: Any) -> None:
+    """
+    Check that every argument of *job* decodes.
+
+    Raises:
+        PayloadError: If one does not; names the job, the argument and the problem.
+    """
+    for name in plan_of(type(job)).args:
+        getattr(job, name)
 
 
 def _check_option(cls: type[Any], name: str, value: Any) -> None:

@@ -157,7 +157,7 @@ def test_payload_limit_is_the_classs() -> None:
     validate(Small(payload={"x": "y" * 12}))
 
     with pytest.raises(
-        PayloadError, match="21 bytes .* limit of 20; .*__payload_limit__"
+        PayloadError, match=r"21 bytes .* limit of 20; .*__payload_limit__"
     ):
         validate(Small(payload={"x": "y" * 13}))
 
