@@ -83,7 +83,9 @@ def _enqueue(session: Session, jobs: Sequence[JobMixin]) -> None:
     _resolve_delays(session, jobs)
     _regroup(jobs)
     available = JobState.AVAILABLE.value
-    woken = {job_tables(j) for j in jobs if vars(j).get("state", available) == available}
+    woken = {
+        job_tables(j) for j in jobs if vars(j).get("state", available) == available
+    }
     for tables in woken:
         wake.note(session, tables)
 

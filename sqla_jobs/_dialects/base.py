@@ -60,6 +60,12 @@ class JobDialect(ABC):
         """Return JSON text as the type of the JSON columns."""
 
     @abstractmethod
+    def json_object(
+        self, base: ColumnElement[Any], parts: Mapping[str, ColumnElement[Any]]
+    ) -> ColumnElement[Any]:
+        """Return the JSON object *base* with the keys of *parts* added."""
+
+    @abstractmethod
     def rows(self, name: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
         """Return a table made of one bound array per column."""
 

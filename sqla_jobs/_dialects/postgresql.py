@@ -14,9 +14,11 @@ from sqlalchemy import (
     FromClause,
     Select,
     Table,
+    Text,
     cast,
     column,
     func,
+    literal,
     select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
@@ -55,6 +57,19 @@ class PostgreSQLDialect(JobDialect):
     def json(self, text: ColumnElement[str]) -> ColumnElement[Any]:
         """Return JSON text as jsonb."""
         return cast(text, JSONB)
+
+    def json_object(
+        self, base: ColumnElement[Any], parts: Mapping[str, ColumnElement[Any]]
+    ) -> ColumnElement[Any]:
+        """Return ``base || jsonb_build_object(...)``."""
+        made = base
+        names = list(parts)
+        # A function takes at most 100 arguments.
+        for start in range(0, len(names), 50):
+            pairs = ((literal(n, Text()), parts[n]) for n in names[start : start + 50])
+            flat = (part for pair in pairs for part in pair)
+            made = made.op("||", return_type=JSONB())(func.jsonb_build_object(*flat))
+        return made
 
     def rows(self, name: str, columns: Mapping[str, TypeEngine[Any]]) -> FromClause:
         """Return ``unnest(:a, :b, ...) AS name(a, b, ...)``."""

@@ -31,7 +31,9 @@ def can_copy(connection: Connection, columns: Sequence[Column[Any]]) -> bool:
 
 
 def copy_rows(
-    connection: Connection, columns: Sequence[Column[Any]], rows: Iterable[Sequence[Any]]
+    connection: Connection,
+    columns: Sequence[Column[Any]],
+    rows: Iterable[Sequence[Any]],
 ) -> int:
     """
     Write *rows* by COPY inside the connection's transaction; return how many.
@@ -73,6 +75,8 @@ def _bound(
     rows: Iterable[Sequence[Any]], processors: Sequence[Processor]
 ) -> Iterator[Sequence[Any]]:
     changing = [(i, p) for i, p in enumerate(processors) if p is not None]
+    if not changing:
+        yield from rows
     for row in rows:
         values = list(row)
         for i, process in changing:

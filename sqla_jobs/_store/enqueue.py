@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Column, Connection, Executable, Table, insert, inspect, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    Executable,
+    Table,
+    Text,
+    bindparam,
+    insert,
+    inspect,
+    select,
+)
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Mapper, Session
 
+from sqla_jobs._core.payloads import check_size, dump
 from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect, dialect_of
 from sqla_jobs._store import wake
@@ -23,7 +35,13 @@ from sqla_jobs.models.construct import construct, plan_of
 CHUNK = 1_000
 COPY_THRESHOLD = 500
 
-Row = dict[str, Any]
+
+class Row(NamedTuple):
+    """A checked row: its columns by attribute name, its payload as JSON text."""
+
+    columns: dict[str, Any]
+    payload: str
+    delay: timedelta | None
 
 
 def enqueue_many(
@@ -130,7 +148,12 @@ class _Shape:
             attr.key: attr.columns[0]  # type: ignore[misc]
             for attr in mapper.column_attrs
         }
+        self.known = frozenset({*self.columns, "_delay"})
         self.required: frozenset[str] = frozenset(job_class.__job_required__)
+        self.path = f"{job_class.__name__}.payload"
+        self.kind_column: Column[Any] = self.table.c.kind
+        # The payload is JSON text already.
+        self.payload_text: Column[Any] = Column("payload", Text())
         # What the constructor fills in place of an instance: it stands in for the class
         # in names, options and limits, without the cost of an object of the ORM.
         self.stand_in = type(
@@ -139,14 +162,13 @@ class _Shape:
             {
                 "__job_plan__": plan_of(job_class),
                 "__job_options__": job_class.__job_options__,
-                "__job_required__": (),
-                "__payload_limit__": job_class.__payload_limit__,
+                "_delay": None,
             },
         )
 
     def row(self, index: int, values: Any) -> Row:
         """
-        Return the columns of row *index*, by attribute name.
+        Return row *index*, checked.
 
         Raises:
             TypeError: As the constructor does.
@@ -165,24 +187,23 @@ class _Shape:
             )
         job = self.stand_in()
         construct(job, values)  # type: ignore[arg-type]
-        row: Row = vars(job)
-        if not row.keys() - _PENDING <= self.columns.keys():
+        row = vars(job)
+        if not self.known.issuperset(row):
             self._raise_no_column(row)
-        if any(row.get(name) is None for name in self.required):
-            validate(self.job_class(**values))
-        validate(job)
-        return row
+        for name in self.required:
+            if row.get(name) is None:
+                validate(self.job_class(**values))
+        text = dump(row["payload"], self.path)
+        check_size(text, self.job_class.__payload_limit__, self.path)
+        return Row(row, text, row.pop("_delay", None))
 
-    def _raise_no_column(self, row: Row) -> None:
-        name = next(iter(row.keys() - self.columns.keys() - _PENDING))
+    def _raise_no_column(self, row: Mapping[str, Any]) -> None:
+        name = next(name for name in row if name not in self.known)
         raise JobValueError(
             f"{self.job_class.__name__}.{name} is no column; enqueue_many takes columns"
             " and Args: instead of a related object give its foreign key"
         )
 
-
-# What the constructor leaves for the flush.
-_PENDING = frozenset({"_delay"})
 
 _shapes: WeakKeyDictionary[type[Any], _Shape] = WeakKeyDictionary()
 
@@ -206,7 +227,7 @@ class _Writer:
         self._resolve_delays(rows)
         groups: dict[frozenset[str], list[Row]] = {}
         for row in rows:
-            groups.setdefault(frozenset(row), []).append(row)
+            groups.setdefault(frozenset(row.columns), []).append(row)
         for group in groups.values():
             try:
                 self._write_group(group)
@@ -214,33 +235,41 @@ class _Writer:
                 raise_if_missing(exc, self.tables)
                 raise
         available = JobState.AVAILABLE.value
-        if any(row["state"] == available for row in rows):
+        if any(row.columns["state"] == available for row in rows):
             wake.note(self.session, self.tables)
 
     def _resolve_delays(self, rows: Sequence[Row]) -> None:
-        delayed = [row for row in rows if "_delay" in row]
+        delayed = [(row, row.delay) for row in rows if row.delay is not None]
         if delayed:
             now = read_clock(self.session, self.tables)
-            for row in delayed:
-                row["run_at"] = now + row.pop("_delay")
+            for row, delay in delayed:
+                row.columns["run_at"] = now + delay
 
     def _write_group(self, rows: Sequence[Row]) -> None:
-        shape = self.shape
-        if shape.table is not self.tables.table:
+        if self.shape.table is not self.tables.table:
             # The ORM brings the new keys into the class's own table.
             with self.session.no_autoflush:
-                self.session.execute(insert(shape.job_class), rows)
+                values = [row.columns for row in rows]
+                self.session.execute(insert(self.shape.job_class), values)
             return
         connection = connection_of(self.session, self.tables)
-        names = list(rows[0])
-        columns = [shape.table.c.kind, *(shape.columns[name] for name in names)]
-        if self.copies and dialect_of(connection).can_copy(connection, columns):
-            lines = ([shape.kind, *map(row.__getitem__, names)] for row in rows)
-            dialect_of(connection).copy_rows(connection, columns, lines)
-        else:
-            keys = {name: shape.columns[name].key for name in names}
-            params = [
-                {"kind": shape.kind, **{keys[name]: row[name] for name in names}}
-                for row in rows
-            ]
-            connection.execute(insert(shape.table), params)
+        names = [name for name in rows[0].columns if name != "payload"]
+        columns = [self.shape.columns[name] for name in names]
+        dialect = dialect_of(connection)
+        copied = [self.shape.kind_column, self.shape.payload_text, *columns]
+        if self.copies and dialect.can_copy(connection, copied):
+            kind, pick = self.shape.kind, itemgetter(*names)
+            lines = ((kind, row.payload, *pick(row.columns)) for row in rows)
+            dialect.copy_rows(connection, copied, lines)
+            return
+        keys = [(name, column.key) for name, column in zip(names, columns, strict=True)]
+        params = [
+            {"payload_text": row.payload, **{key: row.columns[n] for n, key in keys}}
+            for row in rows
+        ]
+        connection.execute(self._insert(dialect), params)
+
+    def _insert(self, dialect: JobDialect) -> Executable:
+        payload = dialect.json(bindparam("payload_text", type_=Text()))
+        kind = self.shape.kind
+        return insert(self.shape.table).values(kind=kind, payload=payload)
