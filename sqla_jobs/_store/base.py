@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -51,11 +53,8 @@ def execute(
     """
     connection = connection_of(session, tables)
     statement = build(tables, dialect_of(connection))
-    try:
+    with naming_missing_tables(tables):
         return connection.execute(statement, prefixed(params))
-    except ProgrammingError as exc:
-        raise_if_missing(exc, tables)
-        raise
 
 
 def prefixed(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,10 +62,35 @@ def prefixed(params: Mapping[str, Any]) -> dict[str, Any]:
     return {f"p_{name}": value for name, value in params.items()}
 
 
+@contextmanager
+def naming_missing_tables(tables: JobTables) -> Iterator[None]:
+    """
+    Turn the database's error for a missing table into `MissingTables`.
+
+    Raises:
+        MissingTables: If it is a table of the job system; else the error stays.
+    """
+    try:
+        yield
+    except ProgrammingError as exc:
+        raise_if_missing(exc, tables)
+        raise
+
+
 def raise_if_missing(exc: ProgrammingError, tables: JobTables) -> None:
-    """Raise `MissingTables` if *exc* says that a table of the job system is not there."""
-    if JobDialect.sqlstate(exc) == "42P01":
-        raise MissingTables(missing_message([tables.table.fullname])) from exc
+    """Raise `MissingTables` if *exc* says that a job table is not there."""
+    if JobDialect.sqlstate(exc) != "42P01":
+        return
+    # By name: servers quote it, and word the rest of the message, in many ways.
+    message = str(exc.orig).partition("\n")[0]
+    own = (tables.table, tables.attempts, tables.queues, tables.runners)
+    missing = [
+        table.fullname
+        for table in own
+        if re.search(rf"(?<!\w){re.escape(table.name)}(?!\w)", message)
+    ]
+    if missing:
+        raise MissingTables(missing_message(missing)) from exc
 
 
 def missing_message(names: Sequence[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -36,7 +36,13 @@ from sqlalchemy.orm import Session
 from sqla_jobs._core.options import MIN_LEASE
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
 from sqla_jobs._dialects import JobDialect, bind, dialect_of
-from sqla_jobs._store.base import built_once, execute, prefixed
+from sqla_jobs._store.base import (
+    built_once,
+    connection_of,
+    execute,
+    naming_missing_tables,
+    prefixed,
+)
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
 
@@ -94,16 +100,19 @@ def claim(
         now: The time to use instead of the database's clock, for tests.
 
     Raises:
-        JobValueError: If *limit* or *lease* is out of range.
+        JobValueError: If *limit* or *lease* is out of range, or *queues* or *kinds* is
+            one text.
         MissingTables: If the job tables are not there.
     """
     check_limit(limit)
     check_lease(lease)
+    names = check_names("queues", queues)
+    kinds = check_names("kinds", kinds)
     tables = job_tables(job_class)
     if kinds is None and job_class is not tables.root:
         kinds = kinds_of(tables, job_class)
     params = claim_params(
-        queues=None if queues is None else dict.fromkeys(queues, limit),
+        queues=None if names is None else dict.fromkeys(names, limit),
         kinds=kinds,
         limit=limit,
         lease=lease,
@@ -133,13 +142,17 @@ def claim_jobs(
     Args:
         queues: Most jobs per queue; None takes from all.
         suspects: Whether one job that crashed its runner twice may be among them.
+
+    Raises:
+        MissingTables: If the job tables are not there.
     """
     params = claim_params(
         queues=queues, kinds=kinds, limit=limit, lease=lease, now=now
     ) | {"runner": runner_id, "suspects": suspects}
     build = entity_statement_all if queues is None else entity_statement_queues
-    statement = build(tables, dialect_of(session.connection()))
-    jobs = session.scalars(statement, prefixed(params)).all()
+    statement = build(tables, dialect_of(connection_of(session, tables)))
+    with naming_missing_tables(tables):
+        jobs = session.scalars(statement, prefixed(params)).all()
     return sorted(jobs, key=lambda j: (-j.priority, j.lane, j.run_at, j.id))
 
 
@@ -150,8 +163,9 @@ def check_limit(limit: int) -> None:
     Raises:
         JobValueError: As said.
     """
-    if isinstance(limit, bool) or not 1 <= limit <= MAX_LIMIT:
-        raise JobValueError(f"limit must be 1 to {MAX_LIMIT}, got {limit}")
+    whole = isinstance(limit, int) and not isinstance(limit, bool)
+    if not whole or not 1 <= limit <= MAX_LIMIT:
+        raise JobValueError(f"limit must be 1 to {MAX_LIMIT}, got {limit!r}")
 
 
 def check_lease(lease: timedelta) -> None:
@@ -161,11 +175,25 @@ def check_lease(lease: timedelta) -> None:
     Raises:
         JobValueError: As said.
     """
+    if not isinstance(lease, timedelta):
+        raise JobValueError(f"lease must be a timedelta of 3 s or more, got {lease!r}")
     if lease < MIN_LEASE:
         raise JobValueError(
             f"lease must be 3 s or more, got {lease.total_seconds():g} s:"
             " it is renewed every third of it, and a pause may not cost the job"
         )
+
+
+def check_names(what: str, names: Iterable[str] | None) -> list[str] | None:
+    """
+    Return *names* as a list; None stays None.
+
+    Raises:
+        JobValueError: If *names* is one text, whose characters would be the names.
+    """
+    if isinstance(names, str):
+        raise JobValueError(f"{what} must be a list of names, e.g. [{names!r}]")
+    return None if names is None else list(names)
 
 
 def claim_params(

@@ -1,0 +1,49 @@
+"""Fixtures of the protocol's tests: one set of job tables, empty for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.schema import CreateSchema, DropSchema
+
+from tests.conformance.factories import Base, Elsewhere
+
+
+@pytest.fixture(scope="session")
+def job_engine(engine: Engine) -> Iterator[Engine]:
+    """Yield an engine with the tables of the factories, in a schema of their own."""
+    schema = f"protocol_{uuid4().hex[:12]}"
+    own = engine.execution_options(schema_translate_map={None: schema})
+    with engine.begin() as connection:
+        connection.execute(CreateSchema(schema))
+    Base.metadata.create_all(own)
+    yield own
+    with engine.begin() as connection:
+        connection.execute(DropSchema(schema, cascade=True))
+
+
+@pytest.fixture
+def session(job_engine: Engine) -> Iterator[Session]:
+    """Yield a session that is rolled back: for tests that need no second one."""
+    with Session(job_engine) as session:
+        yield session
+
+
+@pytest.fixture
+def sessions(job_engine: Engine) -> Iterator[sessionmaker[Session]]:
+    """Yield a maker of sessions that may commit; the tables are emptied afterwards."""
+    yield sessionmaker(job_engine)
+    schema = job_engine.get_execution_options()["schema_translate_map"][None]
+    names = ", ".join(f"{schema}.{table.name}" for table in Base.metadata.sorted_tables)
+    with job_engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {names}"))
+
+
+@pytest.fixture
+def elsewhere(sessions: sessionmaker[Session]) -> Elsewhere:
+    """Return another worker, whose transactions commit."""
+    return Elsewhere(sessions)
