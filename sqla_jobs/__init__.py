@@ -9,6 +9,7 @@ from sqla_jobs._core.states import JobState
 from sqla_jobs._hooks import install
 from sqla_jobs._store.claim import Claim, claim
 from sqla_jobs._store.enqueue import enqueue_many
+from sqla_jobs._store.enqueue_select import enqueue_select
 from sqla_jobs._store.operate import (
     CancelResult,
     RequeueResult,
@@ -83,6 +84,7 @@ __all__ = [
     "custom",
     "discard",
     "enqueue_many",
+    "enqueue_select",
     "exponential",
     "fail",
     "handles",
