@@ -175,7 +175,7 @@ class AsyncRunner(RunnerBase):
         await self._check_tables()
         self._start_watch(self._engine)
         try:
-            await self._control.run(partial(self._sweep_work, chores=False))
+            await self._control.run(self._sweep_work)
             names = self.options.slots.names
             queues = None if names is None else dict.fromkeys(names, 1)
             attempts = await self._claim(Claim(1, queues))
@@ -188,6 +188,7 @@ class AsyncRunner(RunnerBase):
             )
         finally:
             await asyncio.to_thread(self._stop_watch)
+            await self._control.close()
 
     async def start(self) -> None:
         """
@@ -361,10 +362,11 @@ class AsyncRunner(RunnerBase):
                 return
 
     async def _sweep(self) -> None:
-        chores = self._chores_due()
-        found = await self._control.run(partial(self._sweep_work, chores=chores))
+        found = await self._control.run(self._sweep_work)
         self._outage.worked()
-        self._swept(found, chores=chores)
+        self._swept(found)
+        if self._chores_due():
+            self._chores_done(await self._control.run(self._chores_work))
 
     async def _claim(self, step: Claim) -> list[Attempt]:
         sent = time.monotonic()

@@ -36,6 +36,7 @@ from sqla_jobs.runner.watch import Heartbeat, Watchdog
 
 log = logging.getLogger("sqla_jobs")
 CHORES_SECONDS = 60.0  # between looks for old and for unknown jobs
+RETENTION_BATCH = 5_000  # old jobs deleted per sweep, until none is left
 Key = tuple[int, int]
 
 
@@ -73,7 +74,6 @@ class Swept:
     rescued: list[Rescued] = field(default_factory=list)
     moved: int = 0
     next_due: float | None = None
-    unknown: list[str] = field(default_factory=list)
 
 
 class RunnerBase:
@@ -121,6 +121,7 @@ class RunnerBase:
         self._outbox = Outbox()
         self._stopping = False
         self._chores_at = self._seen_at = float("-inf")
+        self._unknown: list[str] = []
         self._heartbeat: Heartbeat | None = None
         self._watchdog: Watchdog | None = None
 
@@ -204,7 +205,7 @@ class RunnerBase:
 
     # Work on the database, inside a transaction of the runner's own
 
-    def _sweep_work(self, session: Session, *, chores: bool) -> Swept:
+    def _sweep_work(self, session: Session) -> Swept:
         tables, found = self.tables, Swept()
         found.rescued = rescue(
             session, tables.root, max_crashes=self.options.max_crashes
@@ -214,34 +215,41 @@ class RunnerBase:
         now = time.monotonic()
         if now - self._seen_at > self.options.lease.total_seconds() / 3:
             upsert_runner(session, tables, self._info())
-        if chores:
-            apply_retention(session, tables)
-            found.unknown = unknown_kinds(session, tables, list(tables.kinds))
         return found
 
-    def _swept(self, found: Swept, *, chores: bool) -> None:
+    def _swept(self, found: Swept) -> None:
         now = time.monotonic()
         if now - self._seen_at > self.options.lease.total_seconds() / 3:
             self._seen_at = now
-        if chores:
-            self._chores_at = now
         for job in found.rescued:
             log.warning(
                 "job %s (%s) rescued from an expired lease, now %s: attempt %s, crash %s",
                 job.job_id, job.kind, job.state, job.attempt, job.crashes,
                 extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt},
             )  # fmt: skip
-        if found.unknown:
-            log.warning(
-                "%s: jobs of kinds nobody here maps stay untouched: %s",
-                self.name,
-                ", ".join(repr(kind) for kind in found.unknown),
-            )
         with self._lock:
             self._plan.swept(now, moved=found.moved, next_due=found.next_due)
 
     def _chores_due(self) -> bool:
         return time.monotonic() - self._chores_at > CHORES_SECONDS
+
+    def _chores_work(self, session: Session) -> tuple[bool, list[str]]:
+        """Delete old jobs; return whether more are left, and the unknown kinds."""
+        deleted = apply_retention(session, self.tables, limit=RETENTION_BATCH)
+        unknown = unknown_kinds(session, self.tables, list(self.tables.kinds))
+        return deleted >= RETENTION_BATCH, unknown
+
+    def _chores_done(self, answer: tuple[bool, list[str]]) -> None:
+        more, unknown = answer
+        if not more:
+            self._chores_at = time.monotonic()
+        if unknown and unknown != self._unknown:
+            log.warning(
+                "%s: jobs of kinds nobody here maps stay untouched: %s",
+                self.name,
+                ", ".join(map(repr, unknown)),
+            )
+        self._unknown = unknown
 
     def _info(self) -> RunnerInfo:
         slots = self.options.slots

@@ -191,7 +191,7 @@ class Runner(RunnerBase):
         require_tables(self._control.engine, self.tables)
         self._start_watch(self._engine)
         try:
-            self._control.run(partial(self._sweep_work, chores=False))
+            self._control.run(self._sweep_work)
             attempts = self._claim(Claim(1, self._one_of_each_queue()))
             if not attempts:
                 return None
@@ -200,6 +200,7 @@ class Runner(RunnerBase):
             return self._control.run(partial(_state_of, self.tables, attempts[0]))
         finally:
             self._stop_watch()
+            self._control.close()
 
     def start(self) -> None:
         """
@@ -358,10 +359,11 @@ class Runner(RunnerBase):
                 return
 
     def _sweep(self) -> None:
-        chores = self._chores_due()
-        found = self._control.run(partial(self._sweep_work, chores=chores))
+        found = self._control.run(self._sweep_work)
         self._outage.worked()
-        self._swept(found, chores=chores)
+        self._swept(found)
+        if self._chores_due():
+            self._chores_done(self._control.run(self._chores_work))
 
     def _claim(self, step: Claim) -> list[Attempt]:
         sent = time.monotonic()
