@@ -1,0 +1,89 @@
+"""What is in a Python source file. Knows nothing of databases or jobs."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+# Other people's escape sequences.
+warnings.filterwarnings("ignore", category=SyntaxWarning)
+warnings.filterwarnings("ignore", category=DeprecationWarning, message="invalid")
+
+T = TypeVar("T")
+
+
+@dataclass
+class Source:
+    """What was found in a file; nothing but `error` if it could not be read."""
+
+    lines: int = 0
+    error: str | None = None
+    symbols: list[tuple[str, str, int]] = field(default_factory=list)
+    """Kind, qualified name and line."""
+    imports: list[tuple[str, int]] = field(default_factory=list)
+    """Absolute name and line."""
+
+
+def read_source(path: str, module: str) -> Source:
+    """Return what the file at *path* defines and imports; *module* is its name."""
+    try:
+        data = Path(path).read_bytes()
+        tree = ast.parse(data)
+    # ValueError: a NUL byte or an unknown encoding; the others: too deeply nested.
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as exc:
+        return Source(error=f"{type(exc).__name__}: {exc}".replace("\0", "\\0"))
+    source = Source(lines=data.count(b"\n"))
+    is_package = Path(path).name == "__init__.py"
+    package = module if is_package else module.rpartition(".")[0]
+    # A list of our own instead of recursion: expressions can be nested deeply.
+    todo: list[tuple[ast.AST, str]] = [(tree, "")]
+    while todo:
+        node, scope = todo.pop()
+        match node:
+            case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+                kind = "class" if isinstance(node, ast.ClassDef) else "function"
+                source.symbols.append((kind, f"{scope}{node.name}", node.lineno))
+                scope = f"{scope}{node.name}."
+            case ast.Import() | ast.ImportFrom():
+                found = imported_names(node, package)
+                source.imports += [(name, node.lineno) for name in found]
+        todo += [(child, scope) for child in ast.iter_child_nodes(node)]
+    return source
+
+
+def imported_names(node: ast.Import | ast.ImportFrom, package: str) -> Iterator[str]:
+    """Yield the absolute names that a statement in a module of *package* imports."""
+    base = ""
+    if isinstance(node, ast.ImportFrom):
+        parts = package.split(".")
+        parents = parts[: len(parts) - node.level + 1] if node.level else []
+        base = "".join(f"{part}." for part in [*parents, node.module] if part)
+    for alias in node.names:
+        yield (base + alias.name).removesuffix(".*")
+
+
+def find_module(name: str, modules: Mapping[str, T]) -> T | None:
+    """Return the entry of the module that *name* is, or is in; None if unknown."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return modules.get(name)
+
+
+def source_files(root: Path) -> tuple[list[tuple[str, str]], int]:
+    """
+    Return name and path of all modules below *root*, and how many are no tests.
+
+    Tests come last: some Pythons lack them. Installed packages are left out.
+    """
+    ordinary, tests = [], []
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        if not {"site-packages", "dist-packages", "__pycache__"} & {*parts}:
+            names = parts[:-1] if parts[-1] == "__init__" else parts
+            into = tests if {"test", "tests", "idle_test"} & {*parts} else ordinary
+            into.append((".".join(names), str(path)))
+    return ordinary + tests, len(ordinary)
