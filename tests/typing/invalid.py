@@ -1,0 +1,83 @@
+"""Each marked line must be refused by mypy --strict and pyright strict; no other."""
+
+# pyright: strict, reportUnusedExpression=false
+
+from __future__ import annotations
+
+from sqlalchemy import ForeignKey, select
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    MappedAsDataclass,
+    mapped_column,
+    relationship,
+)
+
+from sqla_jobs import Arg, JobMixin, arg, handles
+
+
+class Base(DeclarativeBase): ...
+
+
+class DataBase(MappedAsDataclass, DeclarativeBase): ...
+
+
+class Invoice(Base):
+    __tablename__ = "invoices"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Job(JobMixin, Base):
+    __tablename__ = "jobs"
+
+
+class SendInvoice(Job, kind="send_invoice", queue="mail"):
+    to: Arg[str]
+    copies: Arg[int] = arg(default=1)
+    invoice_id: Mapped[int | None] = mapped_column(ForeignKey("invoices.id"))
+    invoice: Mapped[Invoice | None] = relationship()
+
+
+class DataJob(JobMixin, DataBase):
+    __tablename__ = "data_jobs"
+
+
+class DataSend(DataJob, kind="send"):
+    size: Mapped[int | None] = mapped_column(default=None)
+    to: Arg[str]
+
+
+class WrongDefault(Job):
+    copies: Arg[int] = arg(default="")  # error
+
+
+SendInvoice()  # error
+SendInvoice(to=3)  # error
+SendInvoice(to=None)  # error
+SendInvoice("a")  # error
+SendInvoice(to="a", copies="many")  # error
+SendInvoice(to="a", subjet="Hi")  # error
+SendInvoice(to="a", queue=3)  # error
+SendInvoice(to="a", priority="high")  # error
+SendInvoice(to="a", delay=3)  # error
+SendInvoice(to="a", backoff="exponential")  # error
+SendInvoice(to="a", timeout=3)  # error
+SendInvoice(to="a", run_at="now")  # error
+SendInvoice(to="a", state="running")  # error
+SendInvoice(to="a", kind="other")  # error
+SendInvoice(to="a", lease_token=3)  # error
+SendInvoice(to="a", invoice_id="x")  # error
+SendInvoice(to="a", invoice=3)  # error
+DataSend()  # error
+DataSend(to=3)  # error
+DataSend(to="a", size="x")  # error
+DataSend(to="a", queue=3)  # error
+
+job = SendInvoice(to="a")
+job.to = 3  # error
+job.copies + "x"  # error
+length: int = SendInvoice(to="a").to  # error
+SendInvoice.nothing  # error
+select(SendInvoice).where(SendInvoice.nothing == "x")  # error
+handles("SendInvoice")  # error

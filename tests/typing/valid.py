@@ -1,0 +1,159 @@
+"""Every line here must be accepted by mypy --strict and pyright strict."""
+
+# pyright: strict, reportUnusedExpression=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_type
+
+from sqlalchemy import ForeignKey, select, update
+from sqlalchemy.ext.asyncio import AsyncAttrs
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    MappedAsDataclass,
+    Session,
+    mapped_column,
+    relationship,
+)
+
+from sqla_jobs import Arg, JobMixin, Retention, arg, constant, exponential, handles
+
+
+class Base(DeclarativeBase): ...
+
+
+class DataBase(MappedAsDataclass, DeclarativeBase): ...
+
+
+class AsyncBase(AsyncAttrs, DeclarativeBase): ...
+
+
+class Invoice(Base):
+    __tablename__ = "invoices"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Job(JobMixin, Base):
+    __tablename__ = "jobs"
+
+
+class SendInvoice(
+    Job,
+    kind="send_invoice",
+    aliases=("mail_invoice",),
+    queue="mail",
+    priority=3,
+    max_attempts=5,
+    backoff=exponential(cap=timedelta(minutes=17)),
+    timeout=timedelta(minutes=1),
+    lease=timedelta(seconds=30),
+    retention=Retention(completed=None),
+    load="invoice",
+):
+    to: Arg[str]
+    subject: Arg[str] = arg(default="")
+    copies: Arg[int | None] = arg(default=None)
+    labels: Arg[list[str]] = arg(default_factory=list)
+    invoice_id: Mapped[int | None] = mapped_column(ForeignKey("invoices.id"))
+    invoice: Mapped[Invoice | None] = relationship()
+
+    def run(self, ctx: object) -> None:
+        assert_type(self.subject, str)
+
+
+class SendFast(SendInvoice):
+    speed: Arg[float]
+
+    async def go(self) -> float:
+        return self.speed
+
+
+class Import(Job):
+    __tablename__ = "imports"
+
+    path: Mapped[str] = mapped_column()
+
+
+class DataJob(JobMixin, DataBase):
+    __tablename__ = "data_jobs"
+
+
+class DataSend(DataJob, kind="send"):
+    size: Mapped[int | None] = mapped_column(default=None)
+    to: Arg[str]
+
+
+class AsyncJob(JobMixin, AsyncBase):
+    __tablename__ = "async_jobs"
+
+
+class AsyncSend(AsyncJob):
+    to: Arg[str] = arg()
+
+
+job = SendInvoice(to="a")
+SendInvoice(
+    to="a",
+    subject="Hi",
+    copies=3,
+    labels=["x"],
+    invoice=Invoice(),
+    invoice_id=3,
+    queue="mail",
+    channel="c",
+    priority=3,
+    run_at=datetime.now(UTC),
+    max_attempts=3,
+    backoff=constant(timedelta(seconds=3)),
+    timeout=timedelta(seconds=3),
+    lease=timedelta(seconds=3),
+    tags=["a"],
+    payload={"a": 1},
+    payload_bytes=b"x",
+    meta={"trace": "x"},
+)
+SendInvoice(to="a", delay=timedelta(seconds=3))
+SendFast(to="a", speed=3.0)
+Import(path="/x")
+Import()
+DataSend(to="a", size=3, queue="q")
+AsyncSend(to="a", delay=timedelta(1))
+
+assert_type(job.id, int)
+assert_type(job.to, str)
+assert_type(job.copies, int | None)
+assert_type(job.labels, list[str])
+assert_type(job.invoice, Invoice | None)
+assert_type(job.backoff, str)
+assert_type(job.run_at, datetime)
+assert_type(job.timeout, timedelta | None)
+assert_type(job.payload, dict[str, Any])
+job.subject = "b"
+job.queue = "other"
+
+
+def queries(session: Session) -> None:
+    found = select(SendInvoice).where(SendInvoice.subject == "Hi", Job.queue == "mail")
+    assert_type(session.scalars(found).all(), Sequence[SendInvoice])
+    assert_type(
+        session.scalars(select(SendInvoice.copies)).all(), Sequence[int | None]
+    )
+    claimed = update(Job).values(attempt=1).returning(Job)
+    assert_type(session.scalars(claimed).all(), Sequence[Job])
+    session.scalars(select(SendInvoice).order_by(SendInvoice.subject.desc()))
+    paused = select(Job.Queue.name).where(Job.Queue.paused)
+    assert_type(session.scalars(paused).all(), Sequence[str])
+    errors = select(Job.Attempt.error).where(Job.Attempt.job_id == job.id)
+    assert_type(session.scalars(errors).all(), Sequence[str | None])
+
+
+@handles(SendInvoice, SendFast)
+def send(job: SendInvoice, ctx: object) -> str:
+    return job.subject
+
+
+assert_type(send(job, None), str)
