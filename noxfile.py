@@ -61,7 +61,7 @@ def minimum(session: nox.Session) -> None:
     pins = (re.sub(r"\[.*\]", "", one).replace(">=", "==") for one in wanted)
     oldest.write_text("\n".join(pins))
     session.install("-e", ".[demo]", *group("tests"), "--constraint", str(oldest))
-    session.run("python", "-m", "pytest", "tests", *session.posargs)
+    session.run("python", "-m", "pytest", *(session.posargs or ["tests"]))
 
 
 @nox.session

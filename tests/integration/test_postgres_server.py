@@ -389,9 +389,12 @@ def test_plugin_uses_the_server_of_the_environment(
     """SQLA_JOBS_TEST_DSN replaces the server; the test's database is dropped there."""
     seen = tmp_path / "seen"
     source = (
-        f"def test_it(sqla_jobs_dsn): open({str(seen)!r}, 'w').write(sqla_jobs_dsn)"
+        "import pathlib\n"
+        "def test_it(sqla_jobs_dsn):\n"
+        f"    pathlib.Path({str(seen)!r}).write_text(sqla_jobs_dsn)\n"
     )
     (tmp_path / "test_it.py").write_text(source)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
 
     run = run_pytest(tmp_path, SQLA_JOBS_TEST_DSN=sqla_jobs_server.dsn)
 
