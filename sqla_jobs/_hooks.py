@@ -20,6 +20,7 @@ from sqlalchemy.orm import (
     PassiveFlag,
     Session,
     SessionTransaction,
+    object_session,
 )
 from sqlalchemy.orm.attributes import get_history
 from sqlalchemy.sql.visitors import iterate
@@ -34,9 +35,12 @@ from sqla_jobs.models.arg import args_of
 
 _Maker = TypeVar("_Maker")
 
+_CHECKED = "sqla_jobs.checked"
+
 
 @event.listens_for(Session, "before_flush")
 def _before_flush(session: Session, context: Any, instances: Any) -> None:
+    session.info.pop(_CHECKED, None)
     new = [obj for obj in session.new if isinstance(obj, JobMixin)]
     if new:
         _enqueue(session, new)
@@ -45,8 +49,22 @@ def _before_flush(session: Session, context: Any, instances: Any) -> None:
             validate(obj)
 
 
+@event.listens_for(JobMixin, "before_insert", propagate=True)
+def _before_insert(mapper: Any, connection: Connection, job: JobMixin) -> None:
+    # Jobs that a before_flush listener of the application adds come after ours.
+    session = object_session(job)
+    if session is not None and id(job) not in session.info.get(_CHECKED, ()):
+        validate(job)
+        if job._delay is not None:
+            now = read_clock(connection, job_tables(job))
+            job.run_at = now + job._delay  # type: ignore[assignment]
+
+
 @event.listens_for(Session, "after_flush")
 def _after_flush(session: Session, context: Any) -> None:
+    session.info.pop(_CHECKED, None)
+    for tables in {job_tables(obj) for obj in session.new if _is_available(obj)}:
+        wake.note(session, tables)
     wake.send(session)
 
 
@@ -72,6 +90,12 @@ def _after_transaction_end(session: Session, ended: SessionTransaction) -> None:
         wake.forget(session, ended)
 
 
+def _is_available(obj: object) -> bool:
+    # Without a state the row has the server's default.
+    available = JobState.AVAILABLE.value
+    return isinstance(obj, JobMixin) and vars(obj).get("state", available) == available
+
+
 def _payload_changed(job: JobMixin) -> bool:
     history = get_history(job, "payload", passive=PassiveFlag.PASSIVE_NO_INITIALIZE)
     return bool(history.has_changes())
@@ -82,12 +106,7 @@ def _enqueue(session: Session, jobs: Sequence[JobMixin]) -> None:
         validate(job)
     _resolve_delays(session, jobs)
     _regroup(jobs)
-    available = JobState.AVAILABLE.value
-    woken = {
-        job_tables(j) for j in jobs if vars(j).get("state", available) == available
-    }
-    for tables in woken:
-        wake.note(session, tables)
+    session.info[_CHECKED] = frozenset(map(id, jobs))
 
 
 def _resolve_delays(session: Session, jobs: Iterable[JobMixin]) -> None:

@@ -33,7 +33,7 @@ from sqla_jobs.models import JobTables, job_tables, validate
 from sqla_jobs.models.construct import construct, plan_of
 
 CHUNK = 1_000
-COPY_THRESHOLD = 500
+COPY_THRESHOLD = 100
 
 
 class Row(NamedTuple):
@@ -69,7 +69,7 @@ def enqueue_many(
         session: With an AsyncSession: ``await session.run_sync(enqueue_many, ...)``.
         job_class: A job class, not the root.
         chunk: Most rows per statement, 1 or more. Default 1,000.
-        copy_threshold: Rows from which COPY is used; None never uses it. Default 500.
+        copy_threshold: Rows from which COPY is used; None never uses it. Default 100.
 
     Raises:
         TypeError: If a keyword is unknown or an `Arg` is missing; names the row.
@@ -149,6 +149,12 @@ class _Shape:
             for attr in mapper.column_attrs
         }
         self.known = frozenset({*self.columns, "_delay"})
+        # COPY knows no defaults of SQLAlchemy's.
+        self.defaults = {
+            name: column.default.arg
+            for name, column in self.columns.items()
+            if column.default is not None and column.default.is_scalar
+        }
         self.required: frozenset[str] = frozenset(job_class.__job_required__)
         self.path = f"{job_class.__name__}.payload"
         self.kind_column: Column[Any] = self.table.c.kind
@@ -193,6 +199,8 @@ class _Shape:
         for name in self.required:
             if row.get(name) is None:
                 validate(self.job_class(**values))
+        for name, default in self.defaults.items():
+            row.setdefault(name, default)
         text = dump(row["payload"], self.path)
         check_size(text, self.job_class.__payload_limit__, self.path)
         return Row(row, text, row.pop("_delay", None))

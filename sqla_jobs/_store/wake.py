@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Executable
@@ -19,7 +18,6 @@ from sqlalchemy.pool import Pool
 from sqla_jobs._core.clock import SystemClock
 from sqla_jobs._dialects import JobDialect, dialect_of
 from sqla_jobs._store.base import built_once, connection_of, execute
-from sqla_jobs.errors import UnsupportedDialect
 from sqla_jobs.models import JobTables
 
 COALESCE_SECONDS = 0.05
@@ -113,11 +111,9 @@ def _notify(session: Session, tables: JobTables) -> Connection | None:
     if session.twophase:
         return None
     connection = connection_of(session, tables)
-    try:
-        wanted = dialect_of(connection).listen_notify
-    except UnsupportedDialect:
+    if not dialect_of(connection).listen_notify:
         return None
-    if not wanted or _recent.has(connection.engine.pool, tables.channel):
+    if _recent.has(connection.engine.pool, tables.channel):
         return None
     execute(connection, tables, _notification, {})
     return connection
@@ -144,7 +140,7 @@ class _Recent:
     def has(self, pool: Pool, channel: str) -> bool:
         now = self._clock.monotonic()
         with self._lock:
-            at: Any = self._times.get(pool, {}).get(channel)
+            at = self._times.get(pool, {}).get(channel)
         return at is not None and now - at < COALESCE_SECONDS
 
     def clear(self) -> None:
