@@ -1,0 +1,110 @@
+"""The values of options: read from text, checked by the rules of the runner itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from sqla_jobs._core.plan import Slots
+from sqla_jobs.errors import JobValueError
+
+
+def parsed_by(parse: Callable[[Any], Any]) -> Callable[..., Any]:
+    """Return a click callback: *parse* if the option is used, its errors shown."""
+
+    def callback(_ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+        if value is None or value == ():
+            return None
+        try:
+            return parse(value)
+        except JobValueError as exc:
+            raise click.BadParameter(str(exc), param=param) from exc
+
+    return callback
+
+
+def parse_concurrency(text: str) -> int | tuple[int, int]:
+    """
+    Return the number, or the pair, that *text* means.
+
+    Raises:
+        JobValueError: If it is neither, or a runner would refuse it.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    match numbers:
+        case [number]:
+            Slots.of(number, None)
+            return number
+        case [least, most]:
+            Slots.of((least, most), None)
+            return least, most
+        case _:
+            raise JobValueError(f"{text!r} is neither a whole number nor MIN,MAX")
+
+
+def parse_grace(text: str) -> timedelta:
+    """
+    Return the duration of so many seconds.
+
+    Raises:
+        JobValueError: If it is no number, or one below zero or beyond all bounds.
+    """
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise JobValueError(f"{text!r} is not a number of seconds") from None
+    if not math.isfinite(seconds) or not 0 <= seconds <= 10**9:
+        raise JobValueError(f"must be zero or more seconds, got {text}")
+    return timedelta(seconds=seconds)
+
+
+def parse_names(values: Sequence[str]) -> list[str]:
+    """
+    Return the names in a repeated, comma separated option.
+
+    Raises:
+        JobValueError: If one is empty or there twice.
+    """
+    names = [name.strip() for value in values for name in value.split(",")]
+    if "" in names:
+        raise JobValueError(f"a name is missing in {','.join(values)!r}")
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise JobValueError(f"{twice[0]!r} is named twice")
+    return names
+
+
+def parse_queues(values: Sequence[str]) -> dict[str, int] | list[str]:
+    """
+    Return the slots by queue, or the names where no slots are given.
+
+    Raises:
+        JobValueError: If only some have slots, or a runner would refuse them.
+    """
+    items = parse_names(values)
+    pairs = [item.partition(":") for item in items]
+    names = parse_names([name for name, _, _ in pairs])
+    with_slots = [name for name, colon, _ in pairs if colon]
+    if not with_slots:
+        return names
+    if with_slots != names:
+        raise JobValueError(f"give slots to all queues or to none, got {items}")
+    queues = {name: _slots(name, text) for name, _, text in pairs}
+    Slots.of(None, queues)
+    return queues
+
+
+def _slots(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise JobValueError(
+            f"the slots of queue {name!r} must be a whole number, got {text!r}"
+        ) from None
