@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     DateTime,
     Executable,
@@ -64,8 +65,9 @@ def settle(
     """
     if not settlements:
         return {}
-    # By ascending id, the order in which everybody locks jobs.
-    rows = sorted(settlements, key=lambda row: row.job_id)
+    # Of two outcomes of one attempt the first counts.
+    by_lease = {(row.job_id, row.token): row for row in reversed(settlements)}
+    rows = list(by_lease.values())
     params: dict[str, Any] = {
         name: [getattr(row, name) for row in rows] for name in _COLUMNS
     }
@@ -76,18 +78,12 @@ def settle(
 
 @built_once
 def _settling(tables: JobTables, dialect: JobDialect) -> Executable:
-    given = dialect.rows("given", _COLUMNS)
-    return _logging(tables, dialect, _settled(tables, dialect, given))
+    return _logging(tables, dialect, _settled(tables, dialect, skip=False))
 
 
 @built_once
 def _settling_unlocked(tables: JobTables, dialect: JobDialect) -> Executable:
-    given, job = dialect.rows("given", _COLUMNS), tables.table.c
-    free = dialect.lock(select(job.id), skip=True).where(
-        job.id.in_(select(given.c.job_id))
-    )
-    settled = _settled(tables, dialect, given).where(job.id == free.cte("free").c.id)
-    return _logging(tables, dialect, settled)
+    return _logging(tables, dialect, _settled(tables, dialect, skip=True))
 
 
 def _logging(tables: JobTables, dialect: JobDialect, update_: Update) -> Executable:
@@ -96,8 +92,27 @@ def _logging(tables: JobTables, dialect: JobDialect, update_: Update) -> Executa
     return select(settled.c.id, settled.c.state).add_cte(log)
 
 
-def _settled(tables: JobTables, dialect: JobDialect, given: FromClause) -> Update:
-    job, new = tables.table.c, given.c
+def _held(tables: JobTables, dialect: JobDialect, *, skip: bool) -> CTE:
+    """
+    The given outcomes of attempts that hold their job, the rows locked in id order.
+
+    An UPDATE alone locks in the order of its plan: a deadlock with whoever locks by id.
+    """
+    given, job = dialect.rows("given", _COLUMNS), tables.table.c
+    held = (
+        select(given)
+        .where(
+            job.id == given.c.job_id,
+            job.lease_token == given.c.token,
+            job.state == literal_state(JobState.RUNNING),
+        )
+        .order_by(job.id)
+    )
+    return dialect.lock(held, skip=skip, of=tables.table).cte("held")
+
+
+def _settled(tables: JobTables, dialect: JobDialect, *, skip: bool) -> Update:
+    job, new = tables.table.c, _held(tables, dialect, skip=skip).c
     state = state_rule(
         new.action,
         {
@@ -110,11 +125,7 @@ def _settled(tables: JobTables, dialect: JobDialect, given: FromClause) -> Updat
     exhausted = (new.action == "retry") & (job.attempt >= job.max_attempts)
     return (
         update(tables.table)
-        .where(
-            job.id == new.job_id,
-            job.lease_token == new.token,
-            job.state == literal_state(JobState.RUNNING),
-        )
+        .where(job.id == new.job_id)
         .values(
             state=state,
             attempt=case((back, job.attempt - 1), else_=job.attempt),
@@ -125,8 +136,12 @@ def _settled(tables: JobTables, dialect: JobDialect, given: FromClause) -> Updat
             finished_at=case((state.in_(states_in(FINAL)), dialect.now())),
             result=dialect.json(new.result),
             checkpoint=func.coalesce(dialect.json(new.checkpoint), job.checkpoint),
-            reason=func.coalesce(
-                new.reason, job.reason, case((exhausted, "attempts used up"))
+            reason=case(
+                (
+                    (state == JobState.CANCELLED.value) & (new.action != "cancel"),
+                    job.reason,  # the request's
+                ),
+                else_=func.coalesce(new.reason, case((exhausted, "attempts used up"))),
             ),
             last_error=func.coalesce(new.error, job.last_error),
         )

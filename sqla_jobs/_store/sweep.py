@@ -107,7 +107,8 @@ def _rescuing(tables: JobTables, dialect: JobDialect) -> Executable:
     wanted = job.cancel_requested_at.is_not(null())
     conditions = {"cancel_requested": wanted, "exhausted": exhausted, "poison": poison}
     state = state_rule("rescue", conditions)
-    spent = case(
+    reason = case(
+        (wanted, job.reason),  # the request's
         (poison, func.concat("poison: ", crashes, " crashes")),
         (exhausted, "attempts used up"),
     )
@@ -121,7 +122,7 @@ def _rescuing(tables: JobTables, dialect: JobDialect) -> Executable:
             lease_token=job.lease_token + 1,
             leased_until=null(),
             finished_at=case((state.in_(states_in(FINAL)), dialect.now())),
-            reason=func.coalesce(job.reason, spent),
+            reason=reason,
             last_error=_CRASHED,
         )
         .returning(

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import BigInteger, RowMapping, Text, event, func, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    RowMapping,
+    Text,
+    event,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from sqla_jobs import JobMixin, JobState, Retention
@@ -86,9 +97,9 @@ def make_job(
         **_required(JobState(state)),
         **columns,
     }
-    return session.connection(bind_arguments={"mapper": job_class}).scalar(
-        insert(table).values(values).returning(table.c.id)
-    )
+    connection = session.connection(bind_arguments={"mapper": job_class})
+    made = connection.execute(insert(table).values(values).returning(table.c.id))
+    return int(made.scalar_one())
 
 
 def _required(state: JobState) -> dict[str, Any]:
@@ -182,6 +193,42 @@ def at_once(works: Sequence[Callable[[], T]], *, timeout: float = 60) -> list[T]
         raise failures[0]
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
     return results
+
+
+@contextmanager
+def freed_when_awaited(
+    waiter: Session,
+    blocker: Session,
+    last: Callable[[Session], object] = lambda session: None,
+) -> Iterator[None]:
+    """Do *last* and commit in *blocker* once *waiter* waits for one of its locks."""
+    backend = text("SELECT pg_backend_pid()")
+    pids = {"waiter": waiter.scalar(backend), "blocker": blocker.scalar(backend)}
+    query = text(
+        "SELECT pg_isolation_test_session_is_blocked(:waiter, ARRAY[:blocker])"
+    )
+    deadline = time.monotonic() + 30
+
+    failures: list[BaseException] = []
+
+    def commit() -> None:
+        try:
+            while not blocker.scalar(query, pids):
+                assert time.monotonic() < deadline, "nobody waits"
+            last(blocker)
+            blocker.commit()
+        except BaseException as exc:  # noqa: BLE001  # raised below, in the test
+            failures.append(exc)
+            blocker.rollback()
+
+    thread = threading.Thread(target=commit, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(60)
+    if failures:
+        raise failures[0]
 
 
 class Elsewhere:
