@@ -16,14 +16,10 @@ def can_copy(connection: Connection, columns: Sequence[Column[Any]]) -> bool:
     """
     Return whether COPY stores what an INSERT of *columns* would.
 
-    It does not when a type wraps its values in SQL, or when a column that is left out
-    has a default that SQLAlchemy would fill in.
+    It does not when a type wraps its values in SQL.
     """
     dialect = connection.dialect
     if dialect.driver not in ("psycopg", "psycopg_async"):
-        return False
-    given = frozenset(columns)
-    if any(c.default is not None and c not in given for c in columns[0].table.columns):
         return False
     probe = bindparam("probe")
     impls = (column.type.dialect_impl(dialect) for column in columns)
@@ -104,17 +100,14 @@ async def _write_async(
 
 def _wrapped(exc: Exception, statement: str, connection: Connection) -> BaseException:
     """Return *exc* as the error that SQLAlchemy raises for a statement."""
-    base = connection.dialect.loaded_dbapi.Error
+    dialect = connection.dialect
+    base = dialect.loaded_dbapi.Error
     if not isinstance(exc, base):
         return exc
-    lost = connection.dialect.is_disconnect(exc, None, None)
+    driver: Any = connection.connection.dbapi_connection
+    lost = dialect.is_disconnect(exc, driver, None)
     if lost:
         connection.invalidate(exc)
     return DBAPIError.instance(
-        statement,
-        None,
-        exc,
-        base,
-        connection_invalidated=lost,
-        dialect=connection.dialect,
+        statement, None, exc, base, connection_invalidated=lost, dialect=dialect
     )

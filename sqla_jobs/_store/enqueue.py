@@ -141,6 +141,7 @@ class _Shape:
 
     def __init__(self, job_class: type[Any]) -> None:
         mapper: Mapper[Any] = inspect(job_class)
+        tables = job_tables(job_class)
         self.job_class = job_class
         self.kind: str = job_class.__job_options__.kind
         self.table: Table = mapper.local_table  # type: ignore[assignment]
@@ -149,15 +150,14 @@ class _Shape:
             for attr in mapper.column_attrs
         }
         self.known = frozenset({*self.columns, "_delay"})
-        # COPY knows no defaults of SQLAlchemy's.
-        self.defaults = {
-            name: column.default.arg
-            for name, column in self.columns.items()
-            if column.default is not None and column.default.is_scalar
-        }
+        # COPY knows no defaults of SQLAlchemy's: plain values are filled in here, for
+        # functions and SQL it is an INSERT.
+        given = {n: c.default for n, c in self.columns.items() if c.default is not None}
+        self.defaults = {n: d.arg for n, d in given.items() if d.is_scalar}
+        self.computed = given.keys() - self.defaults.keys()
         self.required: frozenset[str] = frozenset(job_class.__job_required__)
         self.path = f"{job_class.__name__}.payload"
-        self.kind_column: Column[Any] = self.table.c.kind
+        self.kind_column: Column[Any] = tables.table.c.kind
         # The payload is JSON text already.
         self.payload_text: Column[Any] = Column("payload", Text())
         # What the constructor fills in place of an instance: it stands in for the class
@@ -265,7 +265,8 @@ class _Writer:
         columns = [self.shape.columns[name] for name in names]
         dialect = dialect_of(connection)
         copied = [self.shape.kind_column, self.shape.payload_text, *columns]
-        if self.copies and dialect.can_copy(connection, copied):
+        copies = self.copies and self.shape.computed <= rows[0].columns.keys()
+        if copies and dialect.can_copy(connection, copied):
             kind, pick = self.shape.kind, itemgetter(*names)
             lines = ((kind, row.payload, *pick(row.columns)) for row in rows)
             dialect.copy_rows(connection, copied, lines)
