@@ -89,6 +89,12 @@ class Discard(Outcome):
 def _check_later(name: str, at: datetime | None, after: timedelta | None) -> None:
     if at is not None and after is not None:
         raise JobValueError(f"{name} takes at= or after=, not both")
+    if at is not None and not isinstance(at, datetime):
+        raise JobValueError(f"{name}(at={at!r}) must be an aware datetime")
+    if after is not None and not isinstance(after, timedelta):
+        raise JobValueError(
+            f"{name}(after={after!r}) must be a timedelta, e.g. timedelta(seconds=30)"
+        )
     if at is not None and at.tzinfo is None:
         raise JobValueError(
             f"{name}(at={at!r}) is naive; give it a time zone, e.g. tzinfo=timezone.utc"

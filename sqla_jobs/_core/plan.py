@@ -94,7 +94,7 @@ def _names(queues: Mapping[str, int] | Sequence[str]) -> list[str]:
 
 
 def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if type(value) is not int or value < 1:
         raise JobValueError(f"{name} must be a whole number of 1 or more, got {value}")
 
 
@@ -133,6 +133,9 @@ class Plan:
             return Stop()
         if now < self._away_until:
             return Wait(self._away_until - now)
+        return self._next_work(now)
+
+    def _next_work(self, now: float) -> Step:
         if now >= self._sweep_at:
             return Sweep()
         wanted = self._wanted()

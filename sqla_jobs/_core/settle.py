@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqla_jobs._core.backoff import Backoff
+from sqla_jobs._core.backoff import DEFAULT_BACKOFF, Backoff
 from sqla_jobs._core.outcomes import Cancel, Complete, Discard, Outcome, Retry, Snooze
 from sqla_jobs._core.payloads import check_json, dump
 from sqla_jobs._core.text import clean_text, error_text, traceback_text
@@ -74,12 +74,12 @@ def settle_outcome(
 
 
 def settle_error(facts: AttemptFacts, exc: BaseException) -> Settlement:
-    """Return the settlement of an attempt that raised *exc*: retry after the backoff."""
+    """Return the settlement of an attempt that raised *exc*: retry, backed off."""
     return Settlement(
         facts.job_id,
         facts.token,
         "retry",
-        delay=facts.backoff.delay(facts.attempt, facts.rand).total_seconds(),
+        delay=_delay(facts).total_seconds(),
         error=error_text(exc),
         traceback=traceback_text(exc),
     )
@@ -109,12 +109,20 @@ def dump_result(value: object) -> str:
     return dump(value)
 
 
+def _delay(facts: AttemptFacts) -> timedelta:
+    """A custom backoff that fails must not make the failure unrecordable."""
+    try:
+        return facts.backoff.delay(facts.attempt, facts.rand)
+    except JobValueError:
+        return DEFAULT_BACKOFF.delay(facts.attempt, facts.rand)
+
+
 def _later(
     facts: AttemptFacts, action: str, outcome: Retry | Snooze, checkpoint: str | None
 ) -> Settlement:
     delay = outcome.after
     if delay is None and outcome.at is None:
-        delay = facts.backoff.delay(facts.attempt, facts.rand)
+        delay = _delay(facts)
     reason = outcome.reason and clean_text(str(outcome.reason), REASON_BYTES)
     return Settlement(
         facts.job_id,

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     BindParameter,
+    Column,
     ColumnElement,
     Connection,
     DateTime,
@@ -25,13 +26,17 @@ from sqlalchemy.types import TypeEngine
 T = TypeVar("T")
 
 
-def bind(name: str, type_: TypeEngine[T], *default: Any) -> BindParameter[T]:
+def bind(
+    name: str, type_: TypeEngine[T], *, optional: bool = False
+) -> BindParameter[T]:
     """
     Return the bound parameter *name*.
 
     Its key gets a prefix: a key that is a column's name would join an UPDATE's SET.
     """
-    return bindparam(f"p_{name}", *default, type_=type_)
+    if optional:
+        return bindparam(f"p_{name}", None, type_=type_)
+    return bindparam(f"p_{name}", type_=type_)
 
 
 class JobDialect(ABC):
@@ -44,7 +49,7 @@ class JobDialect(ABC):
 
     def now(self) -> ColumnElement[datetime]:
         """Return the database's clock, or the bound ``now`` of a test."""
-        given = bind("now", DateTime(timezone=True), None)
+        given = bind("now", DateTime(timezone=True), optional=True)
         return func.coalesce(given, self.clock())
 
     @abstractmethod

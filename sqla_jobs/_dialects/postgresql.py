@@ -22,7 +22,8 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
-from sqlalchemy.exc import DBAPIError, DisconnectionError, TimeoutError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.types import TypeEngine
 
 from sqla_jobs._dialects import psycopg_copy
@@ -116,7 +117,7 @@ class PostgreSQLDialect(JobDialect):
 
     def is_outage(self, exc: BaseException) -> bool:
         """Return whether *exc* says that the database is away or read-only."""
-        if isinstance(exc, DisconnectionError | TimeoutError | OSError):
+        if isinstance(exc, DisconnectionError | PoolTimeout | OSError):
             return True
         if not isinstance(exc, DBAPIError):
             return False

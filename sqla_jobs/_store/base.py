@@ -43,7 +43,7 @@ def execute(
     tables: JobTables,
     build: Callable[[JobTables, JobDialect], Executable],
     params: Mapping[str, Any],
-) -> CursorResult[Any]:
+) -> CursorResult[*tuple[Any, ...]]:
     """
     Execute the statement that *build* makes; it is built once per table and dialect.
 

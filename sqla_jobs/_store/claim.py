@@ -24,6 +24,7 @@ from sqlalchemy import (
     and_,
     case,
     func,
+    inspect,
     literal,
     literal_column,
     null,
@@ -31,7 +32,7 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from sqla_jobs._core.options import MIN_LEASE
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
@@ -124,7 +125,7 @@ def claim(
     return [_claim_of(row, tables) for row in found]
 
 
-def claim_jobs(
+def claim_jobs(  # noqa: PLR0913 - one keyword per condition
     session: Session,
     tables: JobTables,
     *,
@@ -154,6 +155,19 @@ def claim_jobs(
     with naming_missing_tables(tables):
         jobs = session.scalars(statement, prefixed(params)).all()
     return sorted(jobs, key=lambda j: (-j.priority, j.lane, j.run_at, j.id))
+
+
+def load_relationships(session: Session, jobs: Sequence[Any]) -> None:
+    """Load what the classes' ``load=`` names: one SELECT per class and relationship."""
+    by_class: dict[type[Any], list[int]] = {}
+    for job in jobs:
+        if type(job).__job_options__.load:
+            by_class.setdefault(type(job), []).append(job.id)
+    for cls, ids in by_class.items():
+        names = cls.__job_options__.load
+        options = [selectinload(getattr(cls, name)) for name in names]
+        stmt = select(cls).where(inspect(cls).primary_key[0].in_(ids)).options(*options)
+        session.scalars(stmt).all()
 
 
 def check_limit(limit: int) -> None:

@@ -278,7 +278,8 @@ def _ready(mapping: _Mapping, source: CTE, dialect: JobDialect) -> CTE:
         else null()
     )
     labelled = [value.label(name) for name, value in values.items()]
-    return select(*labelled, cast(missing, Text()).label("#missing")).cte("ready")
+    flag = cast(missing, Text()).label("#missing")
+    return select(*labelled, flag).select_from(source).cte("ready")
 
 
 def _times(

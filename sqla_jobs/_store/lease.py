@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.orm import Session
+from sqlalchemy.types import TypeEngine
 
 from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect, bind
@@ -36,14 +38,21 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Renewed:
-    """The answer of a renewal: what is still held, and what a cancel asks to end."""
+    """
+    The answer of a renewal: what is still held, what a cancel asks to end, and the
+    (job id, token) pairs that are lost; a job may be held by another of the pairs.
+    """
 
     held: frozenset[int]
     cancelled: frozenset[int]
-    lost: frozenset[int]
+    lost: frozenset[tuple[int, int]]
+
+    def is_lost(self, job_id: int, token: int) -> bool:
+        """Return whether this lease is lost."""
+        return (job_id, token) in self.lost
 
 
-def fence(
+def fence(  # noqa: PLR0913 - one keyword per column
     session: Where,
     tables: JobTables,
     job_id: int,
@@ -136,19 +145,23 @@ def renew_many(
         "now": now,
     }
     rows = execute(session, tables, _renewing, params).all()
-    found = {job for job, _ in rows}
-    missing = [pair for pair in pairs if pair[0] not in found]
-    locked = _still_held(session, tables, missing) if missing else frozenset()
+    found = frozenset((job, token) for job, token, _ in rows)
+    missing = frozenset(pairs) - found
+    kept = found | _still_held(session, tables, sorted(missing)) if missing else found
     return Renewed(
-        held=frozenset(found) | locked,
-        cancelled=frozenset(job for job, cancel in rows if cancel is not None),
-        lost=frozenset(job for job, _ in missing) - locked,
+        held=frozenset(job for job, _ in kept),
+        cancelled=frozenset(job for job, _, cancel in rows if cancel is not None),
+        lost=missing - kept,
     )
 
 
 @built_once
 def _renewing(tables: JobTables, dialect: JobDialect) -> Executable:
-    columns = {"job_id": BigInteger(), "token": BigInteger(), "progress": Text()}
+    columns: dict[str, TypeEngine[Any]] = {
+        "job_id": BigInteger(),
+        "token": BigInteger(),
+        "progress": Text(),
+    }
     given = dialect.rows("given", columns)
     job = tables.table.c
     locked = dialect.lock(
@@ -170,23 +183,23 @@ def _renewing(tables: JobTables, dialect: JobDialect) -> Executable:
             leased_until=func.greatest(job.leased_until, dialect.now() + lease),
             progress=func.coalesce(dialect.json(locked.c.progress), job.progress),
         )
-        .returning(job.id, job.cancel_requested_at)
+        .returning(job.id, job.lease_token, job.cancel_requested_at)
     )
 
 
 def _still_held(
     session: Session, tables: JobTables, pairs: Sequence[tuple[int, int]]
-) -> frozenset[int]:
+) -> frozenset[tuple[int, int]]:
     params = {"job_id": [j for j, _ in pairs], "token": [t for _, t in pairs]}
     rows = execute(session, tables, _looking, params)
-    return frozenset(row[0] for row in rows)
+    return frozenset((job, token) for job, token in rows)
 
 
 @built_once
 def _looking(tables: JobTables, dialect: JobDialect) -> Executable:
     given = dialect.rows("given", {"job_id": BigInteger(), "token": BigInteger()})
     job = tables.table.c
-    return select(job.id).where(
+    return select(job.id, job.lease_token).where(
         job.id == given.c.job_id,
         job.lease_token == given.c.token,
         job.state == literal_state(JobState.RUNNING),

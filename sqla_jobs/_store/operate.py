@@ -33,7 +33,7 @@ from sqla_jobs._core.states import CANCELLABLE, FINAL, LIVE, JobState, Lane
 from sqla_jobs._core.text import clean_text
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import built_once, connection_of, execute, states_in
-from sqla_jobs._store.claim import check_limit
+from sqla_jobs._store.claim import check_limit, check_names, kinds_of
 from sqla_jobs.errors import DuplicateJob, JobValueError
 from sqla_jobs.models import JobTables, job_tables
 
@@ -252,6 +252,7 @@ def purge(
     Delete jobs with their attempts and return how many; does not commit.
 
     Args:
+        job_class: The root class; or a class under it, to delete its kinds only.
         queues: Names of queues; None means all.
         states: Which jobs; default the final ones. Never running ones.
         older_than: Only jobs that finished, or were to run, at least this long ago.
@@ -259,20 +260,21 @@ def purge(
         limit: Most jobs to delete at once, 1 to 10,000. Default 10,000.
 
     Raises:
-        JobValueError: If *states* holds `running` or no state, or *limit* is out of
-            range.
+        JobValueError: If *states* holds `running` or no state, *queues* is one text,
+            or *limit* is out of range.
         MissingTables: If the job tables are not there.
     """
     check_limit(limit)
+    tables = job_tables(job_class)
     params = {
         "states": _purgeable(states),
-        "queues": None if queues is None else list(queues),
-        "kinds": None,
+        "queues": check_names("queues", queues),
+        "kinds": None if job_class is tables.root else kinds_of(tables, job_class),
         "age": older_than,
         "limit": limit,
         "now": now,
     }
-    return int(execute(session, job_tables(job_class), _purging, params).scalar_one())
+    return int(execute(session, tables, _purging, params).scalar_one())
 
 
 def _purgeable(states: Iterable[JobState | str]) -> list[str]:

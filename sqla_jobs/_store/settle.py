@@ -22,6 +22,7 @@ from sqlalchemy import (
     select,
     update,
 )
+from sqlalchemy.types import TypeEngine
 
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import FINAL, JobState, Lane
@@ -30,7 +31,7 @@ from sqla_jobs._store.base import Where, built_once, execute, state_rule, states
 from sqla_jobs._store.claim import literal_state
 from sqla_jobs.models import JobTables
 
-_COLUMNS = {
+_COLUMNS: dict[str, TypeEngine[Any]] = {
     "job_id": BigInteger(),
     "token": BigInteger(),
     "action": Text(),

@@ -30,7 +30,7 @@ from sqlalchemy.orm import Session
 from sqla_jobs._core.states import FINAL, WAITING, JobState, Lane
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import built_once, execute, state_rule, states_in
-from sqla_jobs._store.claim import check_limit, literal_state
+from sqla_jobs._store.claim import check_limit, check_names, literal_state
 from sqla_jobs._store.settle import ATTEMPT_COLUMNS
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
@@ -77,14 +77,14 @@ def rescue(
         limit: Most jobs to take back at once. Default 1,000.
 
     Raises:
-        JobValueError: If *limit* or *max_crashes* is below 1.
+        JobValueError: If *limit* or *max_crashes* is below 1, or *queues* is one text.
         MissingTables: If the job tables are not there.
     """
     check_limit(limit)
     if max_crashes < 1:
         raise JobValueError(f"max_crashes must be 1 or more, got {max_crashes}")
     params = {
-        "queues": None if queues is None else list(queues),
+        "queues": check_names("queues", queues),
         "expired_for": expired_for,
         "max_crashes": max_crashes,
         "limit": limit,

@@ -163,7 +163,7 @@ def renew(
     pairs = [(claim.job_id, claim.token) for claim in held]
     renewed = renew_many(session, held[0].tables, pairs, lease=lease, now=now)
     for claim in held:
-        if claim.job_id in renewed.lost:
+        if renewed.is_lost(claim.job_id, claim.token):
             raise LeaseLost(claim.job_id, claim.attempt)
     return renewed.cancelled
 

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
-from typing_extensions import Self
 
 from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
 from sqla_jobs._core.settle import Settlement
@@ -49,7 +48,7 @@ class AsyncRunner(RunnerBase):
     """
     Claims and runs jobs with async handlers, each in a task of the running loop.
 
-    Options are those of `Runner`; the extra ``asyncio`` brings greenlet, which it needs.
+    Options are those of `Runner`; it needs greenlet, from the extra ``asyncio``.
 
     Args:
         session_maker: The application's async_sessionmaker; handlers get its sessions,
@@ -64,7 +63,7 @@ class AsyncRunner(RunnerBase):
         UnsupportedDialect: If the database is not supported.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one keyword per option
         self,
         session_maker: async_sessionmaker[Any],
         job_class: type[Any],
@@ -308,7 +307,7 @@ class AsyncRunner(RunnerBase):
                         await self._sweep()
                     case Claim():
                         self._hand_over(await self._claim(step), workers)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - raised unless it is an outage
                 self._database_failed(exc)
 
     async def _sleep(self, seconds: float) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection, event, inspect
 from sqlalchemy.orm import Session
 
-from sqla_jobs._core.backoff import parse_backoff
+from sqla_jobs._core.backoff import DEFAULT_BACKOFF, parse_backoff
 from sqla_jobs._core.outcomes import Complete, Outcome
 from sqla_jobs._core.payloads import check_json, dump
 from sqla_jobs._core.settle import (
@@ -242,8 +242,11 @@ class Attempt:
     @property
     def facts(self) -> AttemptFacts:
         """What the settlement is made from."""
-        custom = type(self.job).__job_options__.backoff
-        backoff = parse_backoff(self._backoff, custom=custom)
+        try:
+            custom = type(self.job).__job_options__.backoff
+            backoff = parse_backoff(self._backoff, custom=custom)
+        except JobValueError:  # a row written by hand, or by a newer version
+            backoff = DEFAULT_BACKOFF
         rand = random.random()  # noqa: S311 - spreads retries, keeps no secret
         return AttemptFacts(self.job_id, self.token, self.number, backoff, rand)
 

@@ -14,13 +14,18 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Engine, inspect, select
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
 
 from sqla_jobs._core.plan import Claim, Plan, Slots
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
-from sqla_jobs._store.claim import DEFAULT_LEASE, check_lease, claim_jobs
+from sqla_jobs._store.claim import (
+    DEFAULT_LEASE,
+    check_lease,
+    claim_jobs,
+    load_relationships,
+)
 from sqla_jobs._store.operate import apply_retention
 from sqla_jobs._store.runners import RunnerInfo, unknown_kinds, upsert_runner
 from sqla_jobs._store.settle import settle
@@ -79,7 +84,7 @@ class Swept:
 class RunnerBase:
     """Bookkeeping of slots, attempts and outcomes; a lock guards all of it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one keyword per option
         self,
         job_class: type[Any],
         *,
@@ -223,7 +228,7 @@ class RunnerBase:
             self._seen_at = now
         for job in found.rescued:
             log.warning(
-                "job %s (%s) rescued from an expired lease, now %s: attempt %s, crash %s",
+                "job %s (%s) rescued, its lease expired; now %s: attempt %s, crash %s",
                 job.job_id, job.kind, job.state, job.attempt, job.crashes,
                 extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt},
             )  # fmt: skip
@@ -453,19 +458,6 @@ def _kinds_of(
         )
         raise JobDefinitionError(f"kinds= names {item!r}: {cls.__name__} {why}")
     return names
-
-
-def load_relationships(session: Session, jobs: Sequence[Any]) -> None:
-    """Load what the classes' ``load=`` names: one SELECT per class and relationship."""
-    by_class: dict[type[Any], list[int]] = {}
-    for job in jobs:
-        if type(job).__job_options__.load:
-            by_class.setdefault(type(job), []).append(job.id)
-    for cls, ids in by_class.items():
-        names = cls.__job_options__.load
-        options = [selectinload(getattr(cls, name)) for name in names]
-        stmt = select(cls).where(inspect(cls).primary_key[0].in_(ids)).options(*options)
-        session.scalars(stmt).all()
 
 
 def warn_small_pool(engine: Engine, slots: Slots, name: str) -> None:

@@ -142,7 +142,9 @@ class _Base(Generic[R]):
 
 class Context(_Base[R]):
     """
-    The attempt, as a sync handler sees it. ``Context[Resources]`` types `resources`.
+    The attempt, as a sync handler sees it.
+
+    ``Context[Resources]`` types `resources`.
     """
 
     def __init__(
@@ -216,8 +218,9 @@ class Context(_Base[R]):
 
 class AsyncContext(_Base[R]):
     """
-    The attempt, as an async handler sees it. ``AsyncContext[Resources]`` types
-    `resources`.
+    The attempt, as an async handler sees it.
+
+    ``AsyncContext[Resources]`` types `resources`.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ def clone_engine(engine: Engine, *, size: int = CONTROL_CONNECTIONS) -> Engine:
     """
     pool_class = AsyncAdaptedQueuePool if engine.dialect.is_async else QueuePool
     pool = pool_class(
-        engine.pool._creator,  # noqa: SLF001 - the only way to the connect arguments
+        engine.pool._creator,  # the only way to the connect arguments
         pool_size=size,
         max_overflow=1,
         timeout=30,
@@ -92,7 +92,7 @@ class Control:
 
 def conflict_pause(attempt: int) -> float:
     """Return seconds to wait before trying again after a deadlock."""
-    return random.random() * 0.01 * 2**attempt  # noqa: S311
+    return random.random() * 0.01 * 2.0**attempt  # noqa: S311
 
 
 class Outage:
@@ -109,7 +109,7 @@ class Outage:
                 "%s: the database does not answer, retrying: %s", self.name, brief(exc)
             )
         self.failures += 1
-        pause = min(5.0, 0.1 * 2 ** min(self.failures, 10))
+        pause = min(5.0, 0.1 * 2.0 ** min(self.failures, 10))
         return pause * (0.5 + random.random())  # noqa: S311
 
     def worked(self) -> None:

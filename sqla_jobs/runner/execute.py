@@ -80,7 +80,7 @@ def refuse_undecodable(attempt: Attempt) -> Settlement | None:
     try:
         decode_payload(attempt.job)
     except PayloadError as exc:
-        log.error(
+        log.warning(
             "job %s discarded: %s", attempt.job_id, exc, extra=log_fields(attempt)
         )
         return settle_outcome(attempt.facts, Discard(f"payload does not decode: {exc}"))

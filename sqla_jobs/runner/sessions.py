@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, event
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import Connection, Engine, event, inspect
+from sqlalchemy.orm import Mapper, Session, sessionmaker
 
 from sqla_jobs.errors import JobValueError
 
@@ -111,8 +111,11 @@ def _attach(session: Session, attempt: Attempt) -> Session:
     return session
 
 
-@lru_cache(maxsize=None)
 def needs_session(job_class: type[Any]) -> bool:
     """Return whether jobs of the class must be attached before the handler runs."""
-    mapper = job_class.__mapper__
+    return _needs_session(inspect(job_class))
+
+
+@cache
+def _needs_session(mapper: Mapper[Any]) -> bool:
     return bool(mapper.relationships) or any(c.deferred for c in mapper.column_attrs)

@@ -10,11 +10,10 @@ from datetime import timedelta
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
-from typing_extensions import Self
 
 from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
 from sqla_jobs._core.states import JobState
@@ -103,7 +102,7 @@ class Runner(RunnerBase):
         UnsupportedDialect: If the database is not supported.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one keyword per option
         self,
         session_maker: sessionmaker[Any],
         job_class: type[Any],
@@ -329,7 +328,7 @@ class Runner(RunnerBase):
                         self._sweep()
                     case Claim():
                         workers.give(self._claim(step))
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001 - raised unless it is an outage
                 self._database_failed(exc)
 
     def _until_forced(self, now: float) -> float:
@@ -401,7 +400,7 @@ class Runner(RunnerBase):
                 states = self._control.run(partial(self._settle_work, batch=batch))
             except DBAPIError as exc:
                 if self.forced and time.monotonic() > self._stop_by + FORCED_SECONDS:
-                    log.error(
+                    log.error(  # noqa: TRY400 - the outage was said already
                         "%s: %s outcomes could not be written", self.name, len(batch)
                     )
                     return

@@ -89,7 +89,7 @@ class Heartbeat(threading.Thread):
         now = time.monotonic()
         due = [a for a in self.attempts() if self._is_due(a, now)]
         due.sort(key=lambda attempt: attempt.lease)
-        out = []
+        out: list[tuple[Callable[[Session], Renewed], list[Attempt]]] = []
         for lease, found in groupby(due, key=lambda attempt: attempt.lease):
             group = list(found)
             pairs = [(a.job_id, a.token) for a in group]
@@ -134,7 +134,7 @@ class Heartbeat(threading.Thread):
         self.outage.worked()
         self.renewals += 1
         for attempt in group:
-            if attempt.job_id in renewed.lost:
+            if renewed.is_lost(attempt.job_id, attempt.token):
                 self.interrupt(attempt, Interruption.LOST)
                 continue
             attempt.renewed(sent)

@@ -103,7 +103,7 @@ def show(results: list[Measured], console: Console) -> None:
     """Print the table."""
     table = Table(title="rows or jobs per second, medians")
     for name in ("workload", "sqla_jobs", "beside", "ratio", "spread"):
-        table.add_column(name, justify="left" if name in {"workload"} else "right")
+        table.add_column(name, justify="left" if name == "workload" else "right")
     for name in ("stmts/job", "tx/job", "WAL B/job"):
         table.add_column(name, justify="right")
     for result in results:
