@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import BindParameter, Connection, Table, event, inspect
 from sqlalchemy.orm import (
@@ -199,9 +199,14 @@ def install(target: _Maker) -> _Maker:
         JobValueError: If it is something else.
     """
     watched = _sync_target(target)
-    if not event.contains(watched, "do_orm_execute", _watch_insert):
+    if watched not in _installed:
+        _installed.add(watched)
         event.listen(watched, "do_orm_execute", _watch_insert)
     return target
+
+
+# Not event.contains(): it goes by id(), which a later class may have again.
+_installed: WeakSet[type[Session]] = WeakSet()
 
 
 def _sync_target(target: Any) -> Any:
@@ -215,7 +220,7 @@ def _sync_target(target: Any) -> Any:
         return cls
     if made is cls:
         return sync
-    if not event.contains(sync, "do_orm_execute", _watch_insert):
+    if sync not in _installed:
         # Its own class, so that other sessions of the application stay as they are.
         sync = type(sync.__name__, (sync,), {})
         made.configure(sync_session_class=sync)
@@ -240,7 +245,7 @@ def _check_keys(cls: type[JobMixin], execution: ORMExecuteState) -> None:
     given = execution.parameters
     rows = [given] if isinstance(given, Mapping) else given or ()
     mapper: Mapper[Any] = inspect(cls)
-    known = mapper.column_attrs.keys() | mapper.columns.keys()
+    known = {*mapper.column_attrs.keys(), *(c.key for c in mapper.columns)}
     unknown: dict[str, None] = {}
     for row in rows:
         if not row.keys() <= known:
