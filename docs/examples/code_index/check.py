@@ -10,7 +10,7 @@ from typing import Any
 from jobs import BuildCrossReference
 from models import CrossReference, Import, Job, Module, Symbol
 from parsing import find_module, read_source
-from sqlalchemy import Select, func, select
+from sqlalchemy import Executable, func, select
 from sqlalchemy.orm import Session, aliased
 
 from sqla_jobs import JobState
@@ -64,7 +64,7 @@ def read_index(session: Session) -> Index:
     imports = select(path, Import.name, Import.line)
     references = select(path, Import.name, Import.line, target.name)
 
-    def rows(query: Select[Any]) -> Rows:
+    def rows(query: Executable) -> Rows:
         return Counter(map(tuple, session.execute(query)))
 
     return Index(

@@ -91,7 +91,7 @@ class Demo:
             self.workers.check()
             if time.monotonic() > give_up:
                 raise WorkerDied(f"not done after {LONGEST:g} s: {self.snapshot()}")
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def runners(self) -> int:
         """Return how many runners there are."""

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from models import CrossReference, Import, Job, Module, Symbol
 from parsing import find_module, read_source
-from sqlalchemy import ForeignKey, select
+from sqlalchemy import ForeignKey, insert, select
 from sqlalchemy.orm import Mapped, Session, mapped_column, relationship
 
 from sqla_jobs import Arg, Context, JobState, Snooze, arg
@@ -31,14 +31,10 @@ class IndexModule(Job, load="module"):
         # A file that cannot be parsed is a fact about the file. Raising would be
         # wrong: the next attempt would find the same file.
         module.lines, module.error = source.lines, source.error
-        ctx.session.add_all(
-            Symbol(module_id=module.id, kind=kind, name=name, line=line)
-            for kind, name, line in source.symbols
-        )
-        ctx.session.add_all(
-            Import(module_id=module.id, name=name, line=line)
-            for name, line in source.imports
-        )
+        for table, found in (Symbol, source.symbols), (Import, source.imports):
+            rows = [one._asdict() | {"module_id": module.id} for one in found]
+            if rows:
+                ctx.session.execute(insert(table), rows)
 
 
 class BuildCrossReference(Job, priority=-10):

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import ast
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 # Other people's escape sequences.
 warnings.filterwarnings("ignore", category=SyntaxWarning)
 warnings.filterwarnings("ignore", category=DeprecationWarning, message="invalid")
 
+# Threads that parse at once confuse some Pythons, which raise SystemError: "AST
+# constructor recursion depth mismatch" (https://github.com/python/cpython/issues/106905).
+_parser = threading.Lock()
+
+BLOCKS = ast.stmt, ast.excepthandler, ast.match_case
+"""What can hold a statement; expressions cannot."""
+
 T = TypeVar("T")
+
+
+class Defined(NamedTuple):
+    """A class or function, by its qualified name."""
+
+    kind: str
+    name: str
+    line: int
+
+
+class Imported(NamedTuple):
+    """An absolute name that is imported."""
+
+    name: str
+    line: int
 
 
 @dataclass
@@ -22,36 +45,36 @@ class Source:
 
     lines: int = 0
     error: str | None = None
-    symbols: list[tuple[str, str, int]] = field(default_factory=list)
-    """Kind, qualified name and line."""
-    imports: list[tuple[str, int]] = field(default_factory=list)
-    """Absolute name and line."""
+    symbols: list[Defined] = field(default_factory=list)
+    imports: list[Imported] = field(default_factory=list)
 
 
 def read_source(path: str, module: str) -> Source:
     """Return what the file at *path* defines and imports; *module* is its name."""
     try:
         data = Path(path).read_bytes()
-        tree = ast.parse(data)
+        with _parser:
+            tree = ast.parse(data)
     # ValueError: a NUL byte or an unknown encoding; the others: too deeply nested.
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as exc:
         return Source(error=f"{type(exc).__name__}: {exc}".replace("\0", "\\0"))
     source = Source(lines=data.count(b"\n"))
     is_package = Path(path).name == "__init__.py"
     package = module if is_package else module.rpartition(".")[0]
-    # A list of our own instead of recursion: expressions can be nested deeply.
     todo: list[tuple[ast.AST, str]] = [(tree, "")]
     while todo:
         node, scope = todo.pop()
         match node:
             case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
                 kind = "class" if isinstance(node, ast.ClassDef) else "function"
-                source.symbols.append((kind, f"{scope}{node.name}", node.lineno))
-                scope = f"{scope}{node.name}."
+                name = f"{scope}{node.name}"
+                source.symbols.append(Defined(kind, name, node.lineno))
+                scope = f"{name}."
             case ast.Import() | ast.ImportFrom():
-                found = imported_names(node, package)
-                source.imports += [(name, node.lineno) for name in found]
-        todo += [(child, scope) for child in ast.iter_child_nodes(node)]
+                names = imported_names(node, package)
+                source.imports += [Imported(name, node.lineno) for name in names]
+        children = ast.iter_child_nodes(node)
+        todo += [(child, scope) for child in children if isinstance(child, BLOCKS)]
     return source
 
 
@@ -79,7 +102,8 @@ def source_files(root: Path) -> tuple[list[tuple[str, str]], int]:
 
     Tests come last: some Pythons lack them. Installed packages are left out.
     """
-    ordinary, tests = [], []
+    ordinary: list[tuple[str, str]] = []
+    tests: list[tuple[str, str]] = []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         if not {"site-packages", "dist-packages", "__pycache__"} & {*parts}:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -34,7 +34,8 @@ class Workers:
 
     def start(self) -> int:
         """Start a worker and return its process id."""
-        with (self._logs / f"{len(list(self._logs.iterdir()))}.log").open("wb") as log:
+        number = len(list(self._logs.iterdir())) + 1
+        with (self._logs / f"{number}.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, __file__],
                 env=self._environment,
@@ -66,14 +67,14 @@ class Workers:
 
     def kill(self, pid: int) -> None:
         """End the process at once, with SIGKILL: it cannot clean up."""
-        process = self._processes.pop(pid)
-        process.kill()
-        process.wait()
+        with self._processes.pop(pid) as process:
+            process.kill()
 
     def log_tail(self, lines: int = 30) -> str:
         """Return the last lines of all logs."""
-        logs = [path.read_text(errors="replace") for path in self._logs.iterdir()]
-        return "\n".join("\n".join(log.splitlines()[-lines:]) for log in logs)
+        paths = sorted(self._logs.iterdir())
+        logs = [path.read_text(errors="replace").splitlines() for path in paths]
+        return "\n".join(line for log in logs for line in log[-lines:])
 
     def __enter__(self) -> Self:
         return self
@@ -81,12 +82,10 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         for process in self._processes.values():
             process.terminate()
-        for process in self._processes.values():
-            try:
+        for pid, process in [*self._processes.items()]:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            self.kill(pid)
 
 
 def end_with_parent() -> None:
