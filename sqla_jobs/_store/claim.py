@@ -68,9 +68,9 @@ class Claim:
     max_attempts: int
     backoff: str
     leased_until: datetime
-    payload: dict[str, Any]
+    payload: dict[str, Any] = field(hash=False)
     payload_bytes: bytes | None
-    state: dict[str, Any]
+    state: dict[str, Any] = field(hash=False)
     tables: JobTables = field(repr=False, compare=False)
 
 
@@ -170,7 +170,7 @@ def load_relationships(session: Session, jobs: Sequence[Any]) -> None:
         session.scalars(stmt).all()
 
 
-def check_limit(limit: int) -> None:
+def check_limit(limit: object) -> None:
     """
     Raise JobValueError unless *limit* is 1 to 10,000.
 

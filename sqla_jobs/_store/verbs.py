@@ -1,8 +1,15 @@
-"""The low-level verbs on a `Claim`: for workers without a Runner."""
+"""
+The low-level verbs on a `Claim`: for workers without a Runner.
+
+A verb that finds its lease lost rolls the session's whole transaction back before it
+raises `LeaseLost`.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,6 +26,7 @@ from sqla_jobs._core.settle import (
     settle_release,
 )
 from sqla_jobs._core.states import JobState
+from sqla_jobs._core.text import ERROR_LIMIT, clean_text
 from sqla_jobs._store.claim import DEFAULT_LEASE, Claim, check_lease
 from sqla_jobs._store.lease import fence, renew_many
 from sqla_jobs._store.settle import settle
@@ -61,19 +69,17 @@ def fail(
         JobValueError: If both times are given, *retry_at* is naive, or *retry_after* is
             negative.
     """
-    facts = _facts(claim)
-    if retry_at is not None or retry_after is not None:
-        outcome = Retry(str(error), at=retry_at, after=retry_after)
-        return _settle_one(session, claim, settle_outcome(facts, outcome), now)
-    exc = error if isinstance(error, BaseException) else _Reported(error)
-    return _settle_one(session, claim, settle_error(facts, exc), now)
-
-
-class _Reported(Exception):
-    """An error that a worker reported as text."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+    when = Retry(at=retry_at, after=retry_after)
+    exc = error if isinstance(error, BaseException) else Exception(error)
+    failure = settle_error(_facts(claim), exc)
+    if exc is not error:  # a text: nothing of ours around it
+        text = clean_text(str(error), ERROR_LIMIT)
+        failure = replace(failure, error=text, traceback=None)
+    if when.at is not None:
+        failure = replace(failure, delay=None, at=when.at)
+    elif when.after is not None:
+        failure = replace(failure, delay=when.after.total_seconds())
+    return _settle_one(session, claim, failure, now)
 
 
 def snooze(
@@ -153,7 +159,8 @@ def renew(
         lease: Length from now, 3 s or more, unless the job sets its own. Default 30 s.
 
     Raises:
-        LeaseLost: For the first job that is no longer held; the others are renewed.
+        LeaseLost: For the first job that is no longer held. The others are renewed, if
+            the caller commits; when none is held, the transaction is rolled back.
         JobValueError: If *lease* is below 3 s.
     """
     check_lease(lease)
@@ -164,6 +171,8 @@ def renew(
     renewed = renew_many(session, held[0].tables, pairs, lease=lease, now=now)
     for claim in held:
         if renewed.is_lost(claim.job_id, claim.token):
+            if not renewed.held:  # else their renewals may be committed
+                session.rollback()
             raise LeaseLost(claim.job_id, claim.attempt)
     return renewed.cancelled
 
@@ -210,7 +219,7 @@ def checkpoint(
         now=now,
     )
     if held is None:
-        raise LeaseLost(claim.job_id, claim.attempt)
+        raise _lost(session, claim)
     return held.cancel_requested
 
 
@@ -226,8 +235,14 @@ def check_extra(extra_attempts: int) -> None:
 
 
 def _facts(claim: Claim) -> AttemptFacts:
-    backoff = parse_backoff(claim.backoff, custom=DEFAULT_BACKOFF)
-    return AttemptFacts(claim.job_id, claim.token, claim.attempt, backoff)
+    mapped = claim.tables.kinds.get(claim.kind)
+    custom = mapped.__job_options__.backoff if mapped else DEFAULT_BACKOFF
+    try:
+        backoff = parse_backoff(claim.backoff, custom=custom)
+    except JobValueError:  # a row written by hand, or by a newer version
+        backoff = DEFAULT_BACKOFF
+    rand = random.random()  # noqa: S311 - spreads retries, keeps no secret
+    return AttemptFacts(claim.job_id, claim.token, claim.attempt, backoff, rand)
 
 
 def _settle_outcome(
@@ -241,5 +256,11 @@ def _settle_one(
 ) -> JobState:
     states = settle(session, claim.tables, [settlement], now=now)
     if claim.job_id not in states:
-        raise LeaseLost(claim.job_id, claim.attempt)
+        raise _lost(session, claim)
     return states[claim.job_id]
+
+
+def _lost(session: Session, claim: Claim) -> LeaseLost:
+    """Roll back, so that a caller who swallows the error cannot commit the rest."""
+    session.rollback()
+    return LeaseLost(claim.job_id, claim.attempt)

@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from sqla_jobs import JobMixin, JobState, Retention
+from sqla_jobs import JobMixin, JobState, Retention, custom
 from sqla_jobs._core.states import FINAL, Lane
 from sqla_jobs._store.claim import Claim, claim
 from sqla_jobs.models import job_tables
@@ -71,6 +71,22 @@ class Kept(
     retention=Retention(completed=None, cancelled=2 * DAY, discarded=3 * DAY),
 ):
     """A kind with a retention of its own."""
+
+
+def _seven_minutes(attempt: int) -> timedelta:
+    return 7 * attempt * timedelta(minutes=1)
+
+
+def _broken(attempt: int) -> timedelta:
+    raise ZeroDivisionError
+
+
+class Patient(Job, kind="patient", backoff=custom(_seven_minutes)):
+    """A kind whose backoff is a function."""
+
+
+class Broken(Job, kind="broken", backoff=custom(_broken)):
+    """A kind whose backoff function fails."""
 
 
 class Effect(Base):
@@ -136,7 +152,8 @@ def row_of(session: Session, job_id: int, job_class: type[Any] = Job) -> RowMapp
 def change(session: Session, job_id: int, **columns: Any) -> None:
     """Write columns of a job's row, without any fence."""
     table = job_tables(Job).table
-    session.execute(update(table).where(table.c.id == job_id).values(columns))
+    changes = {"state": table.c.state, **columns}
+    session.execute(update(table).where(table.c.id == job_id).values(changes))
 
 
 def attempts_of(session: Session, job_id: int) -> list[RowMapping]:
