@@ -162,6 +162,7 @@ STORAGE = {
 
 def add_storage(table: Table) -> None:
     """Add the storage parameters; the user's own win. Needs SQLAlchemy 2.1."""
-    if sqlalchemy.__version__ >= "2.1":
+    major, minor, *_ = sqlalchemy.__version__.split(".")
+    if (int(major), int(minor)) >= (2, 1):
         given = table.dialect_kwargs.get("postgresql_with") or {}
         table.dialect_kwargs["postgresql_with"] = {**STORAGE, **given}

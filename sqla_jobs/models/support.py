@@ -104,9 +104,9 @@ def map_row(reg: registry, row: type[Row], table: Table, *, owner: type) -> type
     """Return a subclass of *row* mapped to *table*, named after *owner*."""
     name = f"{owner.__name__}{row.__name__.removesuffix('Row')}"
     namespace = {"__module__": owner.__module__, "__doc__": row.__doc__}
-    made = type(name, (row,), namespace)
+    made: Any = type(name, (row,), namespace)
     reg.map_imperatively(made, table)
-    return made
+    return made  # type: ignore[no-any-return]
 
 
 def _table(jobs: Table, suffix: str, *columns: Column[Any]) -> Table:

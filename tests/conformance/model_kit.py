@@ -28,6 +28,12 @@ def created(base: Any, engine: Engine) -> Iterator[Session]:
             connection.execute(DropSchema(schema, cascade=True))
 
 
+def schema_of(session: Session) -> str:
+    """Return the schema that `created` made for *session*."""
+    options = session.connection().get_execution_options()
+    return str(options["schema_translate_map"][None])
+
+
 @contextmanager
 def statements(connection: Connection) -> Iterator[list[str]]:
     """Yield the list of statements that *connection* executes meanwhile."""

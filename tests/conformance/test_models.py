@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import sqlalchemy
 from sqlalchemy import (
     Engine,
     ForeignKey,
@@ -25,13 +26,14 @@ from sqlalchemy.orm import (
     MappedAsDataclass,
     aliased,
     declarative_base,
+    declared_attr,
     mapped_column,
     relationship,
 )
 
 from sqla_jobs import Arg, JobMixin, JobState, arg, exponential
 from sqla_jobs.models import job_tables
-from tests.conformance.model_kit import created, statements
+from tests.conformance.model_kit import created, schema_of, statements
 
 
 def _plain() -> Any:
@@ -58,16 +60,6 @@ def _dataclass() -> Any:
 
 def _keyword_dataclass() -> Any:
     class Base(MappedAsDataclass, DeclarativeBase, kw_only=True): ...
-
-    return Base
-
-
-def _naming_base() -> Any:
-    class Base(DeclarativeBase):
-        @classmethod
-        def __init_subclass__(cls, **keywords: Any) -> None:
-            cls.__tablename__ = cls.__dict__.get("__tablename__", cls.__name__.lower())
-            super().__init_subclass__(**keywords)
 
     return Base
 
@@ -169,13 +161,57 @@ def test_add_is_one_insert(make_base: MakeBase, engine: Engine) -> None:
         assert len(seen) == 1
         assert seen[0].startswith("INSERT")
         assert seen[0].endswith("jobs.id")
+        assert "leased_until" not in seen[0]
+
+
+def test_none_in_json_columns_is_null(engine: Engine) -> None:
+    """None in a JSON column is SQL NULL, not the JSON value null."""
+    sample = Sample(_plain())
+
+    with created(sample.base, engine) as session:
+        job = sample.SendInvoice(copies=1, meta={"a": 1})
+        session.add(job)
+        session.flush()
+        job.meta = job.result = None
+        session.flush()
+
+        null = select(sample.Job.id).where(
+            sample.Job.meta.is_(None), sample.Job.result.is_(None)
+        )
+        assert session.scalars(null).all() == [job.id]
+
+
+def test_storage_parameters_reach_the_table(engine: Engine) -> None:
+    """Where SQLAlchemy can say it, the table has our parameters and the user's."""
+    if sqlalchemy.__version__ < "2.1":
+        pytest.skip("Table(postgresql_with=...) came with SQLAlchemy 2.1")
+
+    class Base(DeclarativeBase): ...
+
+    class Job(JobMixin, Base):
+        __tablename__ = "jobs"
+        __table_args__ = {"postgresql_with": {"fillfactor": 50}}
+
+    with created(Base, engine) as session:
+        options = session.scalar(
+            text(
+                "SELECT reloptions FROM pg_class WHERE relname = 'jobs'"
+                " AND relnamespace = CAST(:schema AS regnamespace)"
+            ),
+            {"schema": schema_of(session)},
+        )
+
+    assert "fillfactor=50" in options
+    assert "autovacuum_vacuum_scale_factor=0.01" in options
+    assert Job.__table__ is job_tables(Job).table
 
 
 def test_mixed_jobs_share_one_insert(engine: Engine) -> None:
     """Jobs of classes with different options have one column set, thus one INSERT."""
-    base = _plain()
 
-    class Job(JobMixin, base):  # type: ignore[misc, valid-type]
+    class Base(DeclarativeBase): ...
+
+    class Job(JobMixin, Base):
         __tablename__ = "jobs"
 
     class Slow(Job, timeout=timedelta(hours=1), lease=timedelta(minutes=1)):
@@ -183,7 +219,7 @@ def test_mixed_jobs_share_one_insert(engine: Engine) -> None:
 
     class Quick(Job, queue="quick"): ...
 
-    with created(base, engine) as session:
+    with created(Base, engine) as session:
         for _ in range(10):
             session.add_all([Slow(size=3), Quick(priority=7, tags=["a"])])
         with statements(session.connection()) as seen:
@@ -291,14 +327,15 @@ def test_old_kind_loads_as_its_class(make_base: MakeBase, engine: Engine) -> Non
 
 def test_new_rows_have_the_new_kind(engine: Engine) -> None:
     """A class with aliases writes its own kind."""
-    base = _plain()
 
-    class Job(JobMixin, base):  # type: ignore[misc, valid-type]
+    class Base(DeclarativeBase): ...
+
+    class Job(JobMixin, Base):
         __tablename__ = "jobs"
 
     class Send(Job, kind="send", aliases="old_send"): ...
 
-    with created(base, engine) as session:
+    with created(Base, engine) as session:
         session.add(Send())
         session.execute(insert(Send), [{"queue": "bulk"}])
 
@@ -340,28 +377,36 @@ def test_stale_version_is_refused(engine: Engine) -> None:
 
 def test_base_that_names_tables(engine: Engine) -> None:
     """A Base that derives table names still gets single-table subclasses."""
-    base = _naming_base()
 
-    class Job(JobMixin, base):  # type: ignore[misc, valid-type]
-        __tablename__ = "jobs"
+    class Base(DeclarativeBase):
+        @declared_attr.directive
+        def __tablename__(cls) -> Any:  # noqa: N805
+            return cls.__name__.lower()
+
+    class Job(JobMixin, Base): ...
 
     class Send(Job):
         size: Mapped[int | None] = mapped_column()
 
-    assert inspect(Send).local_table is Job.__table__
-    with created(base, engine) as session:
+    class Import(Job):
+        __tablename__ = "imports"  # pyright: ignore[reportAssignmentType]
+
+    tables = [str(inspect(cls).local_table) for cls in (Job, Send, Import)]
+    assert tables == ["job", "job", "imports"]
+    with created(Base, engine) as session:
         session.add(Send(size=3))
         session.commit()
 
 
 def test_two_roots_have_their_own_tables(engine: Engine) -> None:
     """Each root has tables, kinds and a wake-up channel of its own."""
-    base = _plain()
 
-    class Job(JobMixin, base):  # type: ignore[misc, valid-type]
+    class Base(DeclarativeBase): ...
+
+    class Job(JobMixin, Base):
         __tablename__ = "jobs"
 
-    class Audit(JobMixin, base):  # type: ignore[misc, valid-type]
+    class Audit(JobMixin, Base):
         __tablename__ = "audits"
 
     class Send(Job): ...
@@ -373,7 +418,7 @@ def test_two_roots_have_their_own_tables(engine: Engine) -> None:
     assert (jobs.root, audits.root) == (Job, Audit)
     assert (jobs.kinds, audits.kinds) == ({"send": Send}, {"send": SendAudit})
     assert jobs.channel != audits.channel
-    with created(base, engine) as session:
+    with created(Base, engine) as session:
         session.add_all([Send(), SendAudit(), SendAudit()])
         session.flush()
         assert len(session.scalars(select(Audit)).all()) == 2
@@ -459,9 +504,10 @@ def test_joined_row_goes_with_its_job(engine: Engine) -> None:
 
 def test_shared_column_of_two_classes(engine: Engine) -> None:
     """Two classes may declare the same column; both see it, one column exists."""
-    base = _plain()
 
-    class Job(JobMixin, base):  # type: ignore[misc, valid-type]
+    class Base(DeclarativeBase): ...
+
+    class Job(JobMixin, Base):
         __tablename__ = "jobs"
 
     class One(Job):
@@ -471,7 +517,7 @@ def test_shared_column_of_two_classes(engine: Engine) -> None:
     class Two(Job):
         tenant: Mapped[int | None]
 
-    with created(base, engine) as session:
+    with created(Base, engine) as session:
         session.add_all([One(tenant=1), Two(tenant=2)])
         session.commit()
 
@@ -482,10 +528,12 @@ def test_shared_column_of_two_classes(engine: Engine) -> None:
 
 def test_scalar_defaults_of_dataclass_bases(engine: Engine) -> None:
     """Defaults and factories of dataclass fields work without their constructor."""
-    base = _dataclass()
-    parent = _invoice(base)
 
-    class Job(JobMixin, base):  # type: ignore[misc, valid-type]
+    class Base(MappedAsDataclass, DeclarativeBase): ...
+
+    parent = _invoice(Base)
+
+    class Job(JobMixin, Base):
         __tablename__ = "jobs"
 
     class Send(Job):
@@ -496,7 +544,7 @@ def test_scalar_defaults_of_dataclass_bases(engine: Engine) -> None:
         )
         invoice: Mapped[Any] = relationship(parent, default=None)
 
-    with created(base, engine) as session:
+    with created(Base, engine) as session:
         session.add_all([Send(), Send(size=6, label="given")])
         session.commit()
 

@@ -74,7 +74,7 @@ def _reserved_column() -> None:
 
 def _option_as_attribute() -> None:
     class Second(Job):
-        queue = "mail"
+        queue = "mail"  # pyright: ignore[reportAssignmentType]
 
 
 def _reserved_delay() -> None:
@@ -137,7 +137,7 @@ def _bytes_arg() -> None:
 
 def _untyped_arg() -> None:
     class Second(Job):
-        body = arg(default="")
+        body = arg(default="")  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _two_defaults() -> None:
