@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -13,17 +14,30 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @contextmanager
 def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call *stop* on each SIGTERM and SIGINT, if this is the main thread."""
+    """
+    Call *stop* once for each SIGTERM and SIGINT, one after the other, in a thread.
+
+    Elsewhere than on the main thread signals are left alone.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    seen: SimpleQueue[bool] = SimpleQueue()
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        stop()
+        # The handler interrupts the main thread anywhere, also where it holds a lock
+        # that `stop` takes. SimpleQueue.put is made for this.
+        seen.put(True)
 
+    def work() -> None:
+        while seen.get():
+            stop()
+
+    threading.Thread(target=work, name="sqla-jobs-signals", daemon=True).start()
     before = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+        seen.put(False)
