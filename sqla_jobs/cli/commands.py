@@ -87,10 +87,7 @@ def command() -> None:
     type=click.Choice(LEVELS, case_sensitive=False),
     help="Log this and worse to standard error.  [default: info]",
 )
-@click.pass_context
-def run(  # noqa: PLR0913 - one parameter per option
-    ctx: click.Context,
-    /,
+def run(
     target: str,
     *,
     queues: dict[str, int] | list[str] | None,
@@ -127,4 +124,4 @@ def run(  # noqa: PLR0913 - one parameter per option
         "grace": grace,
         "name": name,
     }
-    ctx.exit(run_target(target, options, burst=burst, log_level=log_level))
+    run_target(target, options, burst=burst, log_level=log_level)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
+import os
+import sys
 from collections.abc import Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import click
 from sqlalchemy.exc import DBAPIError
@@ -18,9 +22,9 @@ from sqla_jobs.errors import JobDefinitionError, JobValueError, SqlaJobsError
 
 def run_target(
     target: str, options: Mapping[str, Any], *, burst: bool, log_level: str | None
-) -> int:
+) -> None:
     """
-    Run the runner that *target* names; return the exit status, 0 or 1.
+    Run the runner that *target* names; after a forced stop, end the process.
 
     Args:
         target: ``module:runner`` or ``module:factory``.
@@ -31,26 +35,50 @@ def run_target(
     Raises:
         click.ClickException: With the exit status of whatever went wrong.
     """
-    runner = load_runner(target)
+    runner: Any = load_runner(target)
     # After the import: logging that the application set up stays.
     set_up_logging(log_level)
     try:
         runner.configure(**options)
     except (JobValueError, JobDefinitionError) as exc:
-        raise click.UsageError(str(exc)) from exc
+        ctx = click.get_current_context(silent=True)
+        raise click.UsageError(str(exc), ctx) from exc
     try:
-        _run(runner, burst=burst)
+        if inspect.iscoroutinefunction(runner.run):
+            asyncio.run(_run_async(runner, burst=burst))
+        else:
+            _run(runner, burst=burst)
     except (SqlaJobsError, DBAPIError) as exc:
         raise RuntimeFailure(_one_line(exc)) from exc
-    return 1 if runner.forced else 0
 
 
 def _run(runner: Any, *, burst: bool) -> None:
-    run = runner.run_until_idle if burst else runner.run
-    if inspect.iscoroutinefunction(run):
-        asyncio.run(run())
+    if burst:
+        runner.run_until_idle()
     else:
-        run()
+        runner.run()
+    if runner.forced:
+        _leave()
+
+
+async def _run_async(runner: Any, *, burst: bool) -> None:
+    await (runner.run_until_idle() if burst else runner.run())
+    if runner.forced:
+        _leave()
+
+
+def _leave() -> NoReturn:
+    """
+    End the process with status 1, now.
+
+    Another runner may already run the jobs that were handed back. Python would wait
+    for the threads of theirs that are left here, and for their tasks.
+    """
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 def _one_line(exc: Exception) -> str:

@@ -145,17 +145,14 @@ class RunnerBase:
         name: str | None = None,
     ) -> None:
         """
-        Change options of a runner that does not run, as if it had been made with them.
+        Change options before the runner runs, as if it had been made with them.
 
         None, the default, keeps what it was made with.
 
         Raises:
             JobValueError: If an option cannot be used; nothing is changed then.
             JobDefinitionError: If *kinds* names a class without a usable handler.
-            RuntimeError: If it runs.
         """
-        if self._heartbeat is not None and self._heartbeat.is_alive():
-            raise RuntimeError(f"{self.name} runs already; configure it before")
         asked = self._slots_asked
         asked = (
             asked[0] if concurrency is None else concurrency,

@@ -10,15 +10,21 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from sqla_jobs import JobState
+from sqla_jobs._core.plan import Slots
+from sqla_jobs.cli.commands import command
+from sqla_jobs.cli.target import load_runner
+from sqla_jobs.errors import JobValueError
 
 ROOT = Path(__file__).parents[2]
 STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -44,7 +50,9 @@ class Greet(Job, kind="greet"):
     name: Arg[str] = arg(default="you")
 
     def run(self, ctx):
-        print(f"hello {self.name} from {ctx.session.bind.url.drivername}", flush=True)
+        if self.name == "nobody":
+            raise ValueError(self.name)
+        print(f"hello {self.name}", flush=True)
 
 class Wait(Job, kind="wait"):
     def run(self, ctx):
@@ -95,7 +103,7 @@ def app(dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleTy
     """Yield the application's module; its file is in a folder, its tables are made."""
     path = tmp_path_factory.mktemp("app") / "app.py"
     path.write_text(APP)
-    spec = importlib.util.spec_from_file_location("cli_test_app", path)
+    spec = importlib.util.spec_from_file_location("app", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -132,6 +140,7 @@ def environ(dsn: str) -> dict[str, str]:
 
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
+Invoke = Callable[..., Result]
 
 
 @pytest.fixture
@@ -200,9 +209,16 @@ def start(folder: Path, environ: dict[str, str]) -> Iterator[Callable[..., Runni
             process.communicate()
 
 
-def error_of(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the last line of the error output."""
-    return done.stderr.splitlines()[-1]
+@pytest.fixture
+def invoke(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Invoke]:
+    """Yield a function that runs the command in this process, up to an error."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known = set(sys.modules)
+    yield lambda *args: CliRunner().invoke(command, args)
+    for name in set(sys.modules) - known:
+        if name.startswith("pack"):
+            del sys.modules[name]
 
 
 def state_of(session: Session, job: Any) -> JobState:
@@ -214,14 +230,11 @@ def state_of(session: Session, job: Any) -> JobState:
 # What it runs
 
 
-@pytest.mark.parametrize(
-    "target",
-    ["app:runner", "app.runner", "app:make_runner", "app:Holder.worker"],
-)
+@pytest.mark.parametrize("target", ["app:runner", "app:make_runner"])
 def test_burst_runs_what_is_due(
-    app: ModuleType, session: Session, sqla_jobs: Command, target: str
+    app: ModuleType, session: Session, sqla_jobs: Command, *, target: str
 ) -> None:
-    """A runner, by either way to write it, and a factory's runs the jobs and ends."""
+    """The jobs that are due run, by a runner or by a factory's, and it ends."""
     jobs = [app.Greet(name="one"), app.Greet(name="two")]
     session.add_all(jobs)
     session.commit()
@@ -229,12 +242,23 @@ def test_burst_runs_what_is_due(
     done = sqla_jobs("run", target, "--burst")
 
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split("\n")) == [
-        "",
-        "hello one from postgresql+psycopg",
-        "hello two from postgresql+psycopg",
-    ]
+    assert sorted(done.stdout.splitlines()) == ["hello one", "hello two"]
     assert [state_of(session, job) for job in jobs] == [JobState.COMPLETED] * 2
+
+
+@pytest.mark.parametrize(
+    "target", ["app:runner", "app.runner", "app:Holder.worker", "app:make_runner"]
+)
+def test_runner_is_found(
+    app: ModuleType, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """A colon, a dot, an attribute of an attribute and a factory all name a runner."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    runner = load_runner(target)
+
+    assert type(runner) is app.Runner
+    assert (runner is app.runner) is (target != "app:make_runner")
 
 
 def test_burst_on_an_empty_queue_is_a_success(
@@ -295,7 +319,7 @@ def test_options_replace_the_runners_own(session: Session, sqla_jobs: Command) -
 
 
 def test_console_script_imports_from_the_current_folder(
-    session: Session, folder: Path, environ: dict[str, str], tmp_path: Path
+    session: Session, folder: Path, environ: dict[str, str], *, tmp_path: Path
 ) -> None:
     """The script lies elsewhere, as pip puts it; the module is found all the same."""
     script = tmp_path / "sqla-jobs"
@@ -321,10 +345,11 @@ def test_console_script_imports_from_the_current_folder(
 @pytest.mark.parametrize(
     ("target", "kind"), [("app:runner", "Wait"), ("app:arunner", "AsyncWait")]
 )
-def test_first_signal_drains(  # noqa: PLR0917
+def test_first_signal_drains(
     app: ModuleType,
     session: Session,
     start: Callable[..., Running],
+    *,
     number: signal.Signals,
     target: str,
     kind: str,
@@ -333,18 +358,18 @@ def test_first_signal_drains(  # noqa: PLR0917
     job = getattr(app, kind)()
     session.add(job)
     session.commit()
-    command = start("run", target, "-c", "1")
-    command.wait_for("job started")
+    running = start("run", target, "-c", "1")
+    running.wait_for("job started")
 
-    command.process.send_signal(number)
-    command.wait_for("stopping, jobs may run on for 0:00:30")
+    running.process.send_signal(number)
+    running.wait_for("stopping, jobs may run on for 0:00:30")
     later = getattr(app, kind)()
     session.add(later)
     session.commit()
-    status = command.end("x")
+    status = running.end("x")
 
-    assert status == 0, command.output
-    assert "job ended" in command.output
+    assert status == 0, running.output
+    assert "job ended" in running.output
     assert state_of(session, job) is JobState.COMPLETED
     assert state_of(session, later) is JobState.AVAILABLE
 
@@ -354,10 +379,11 @@ def test_first_signal_drains(  # noqa: PLR0917
 @pytest.mark.parametrize(
     ("target", "kind"), [("app:runner", "Wait"), ("app:arunner", "AsyncWait")]
 )
-def test_second_signal_hands_back(  # noqa: PLR0917
+def test_second_signal_hands_back(
     app: ModuleType,
     session: Session,
     start: Callable[..., Running],
+    *,
     number: signal.Signals,
     target: str,
     kind: str,
@@ -366,16 +392,16 @@ def test_second_signal_hands_back(  # noqa: PLR0917
     job = getattr(app, kind)()
     session.add(job)
     session.commit()
-    command = start("run", target)
-    command.wait_for("job started")
+    running = start("run", target)
+    running.wait_for("job started")
 
-    command.process.send_signal(number)
-    command.wait_for("stopping")
-    command.process.send_signal(number)
-    command.wait_for("stopped")
-    status = command.process.wait(timeout=30)
+    running.process.send_signal(number)
+    running.wait_for("stopping")
+    running.process.send_signal(number)
+    running.wait_for("stopped")
+    status = running.process.wait(timeout=30)
 
-    assert status == 1, command.output
+    assert status == 1, running.output
     assert state_of(session, job) is JobState.AVAILABLE
     assert job.attempt == 0
 
@@ -388,13 +414,13 @@ def test_grace_ends_the_drain(
     job = app.Wait()
     session.add(job)
     session.commit()
-    command = start("run", "app:runner", "--grace", "0")
-    command.wait_for("job started")
+    running = start("run", "app:runner", "--grace", "0")
+    running.wait_for("job started")
 
-    command.process.send_signal(signal.SIGTERM)
-    command.wait_for("stopped")
+    running.process.send_signal(signal.SIGTERM)
+    running.wait_for("stopped")
 
-    assert command.process.wait(timeout=30) == 1
+    assert running.process.wait(timeout=30) == 1
     assert state_of(session, job) is JobState.AVAILABLE
 
 
@@ -426,16 +452,15 @@ def test_import_error_is_shown_as_the_users_own(
         ("1 / 0", 'bad.py", line 2, in <module>', "ZeroDivisionError"),
         ("x = = 1", 'bad.py", line 2', "SyntaxError: invalid syntax"),
         (
-            "from sqla_jobs.runner.threads import Runner\n"
-            "Runner(None, object, concurrency=0)",
-            'bad.py", line 3, in <module>',
+            "import sqla_jobs.runner.threads as t; t.Runner(None, object)",
+            'bad.py", line 2, in <module>',
             "object",
         ),
     ],
     ids=["any", "syntax", "library"],
 )
 def test_error_of_the_module_has_its_place_and_no_frame_of_ours(
-    sqla_jobs: Command, tmp_path: Path, source: str, line: str, message: str
+    sqla_jobs: Command, tmp_path: Path, *, source: str, line: str, message: str
 ) -> None:
     """A failing statement, a syntax error and a refusal by the library look alike."""
     (tmp_path / "bad.py").write_text(f"# the user's\n{source}\n")
@@ -477,18 +502,18 @@ def test_error_of_a_factory_is_the_users_own(sqla_jobs: Command) -> None:
     ],
 )
 def test_missing_target_is_one_line(
-    sqla_jobs: Command, folder: Path, target: str, message: str
+    invoke: Invoke, folder: Path, *, target: str, message: str
 ) -> None:
     """A module or attribute that is not there: one line, with what was meant."""
     (folder / "pack").mkdir(exist_ok=True)
     (folder / "pack" / "__init__.py").touch()
     (folder / "pack" / "jobs.py").touch()
 
-    done = sqla_jobs("run", target)
+    done = invoke("run", target)
 
-    assert done.returncode == 2
-    assert message.format(cwd=folder) in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.exit_code == 2
+    assert message.format(cwd=folder) in done.output
+    assert len(done.output.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -509,17 +534,25 @@ def test_missing_target_is_one_line(
     ],
 )
 def test_wrong_target_says_what_it_is(
-    sqla_jobs: Command, target: str, message: str
+    invoke: Invoke, target: str, message: str
 ) -> None:
     """Something else than a runner: what was found, and what is wanted."""
-    done = sqla_jobs("run", target)
+    done = invoke("run", target)
 
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert done.exit_code == 2
+    assert message in done.output
+    assert len(done.output.splitlines()) == 1
 
 
 # Options that cannot be used
+
+
+def test_refusal_ends_the_process(sqla_jobs: Command, tmp_path: Path) -> None:
+    """A real process ends with status 2 and one line."""
+    done = sqla_jobs("run", "nowhere:runner", cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert done.stderr == f"Error: no module 'nowhere' in {tmp_path} or installed\n"
 
 
 @pytest.mark.parametrize(
@@ -544,14 +577,14 @@ def test_wrong_target_says_what_it_is(
     ],
 )
 def test_bad_option_is_a_usage_error(
-    sqla_jobs: Command, options: str, message: str
+    invoke: Invoke, options: str, message: str
 ) -> None:
     """A value that a runner would refuse is refused by name, with the usage."""
-    done = sqla_jobs("run", "app:runner", "--burst", *options.split())
+    done = invoke("run", "app:runner", "--burst", *options.split())
 
-    assert done.returncode == 2
-    assert done.stderr.startswith("Usage: ")
-    assert message in error_of(done)
+    assert done.exit_code == 2
+    assert done.output.startswith("Usage: ")
+    assert message in done.output.splitlines()[-1]
 
 
 # What stops it at run time
@@ -584,6 +617,51 @@ def test_unsupported_database_is_one_line(sqla_jobs: Command, folder: Path) -> N
     assert len(done.stderr.splitlines()) == 1
 
 
+# What it changes
+
+
+def test_configured_runner_is_as_if_made_so(app: ModuleType) -> None:
+    """Each option replaces the one given before, the others are those given before."""
+    runner = app.Runner(app.Session, app.Job, queues={"a": 2, "b": 3}, name="old")
+
+    runner.configure(queues=["c"])
+    assert runner.options.slots == Slots.of(None, ["c"])
+    runner.configure(concurrency=(2, 4), name="new")
+    assert runner.options.slots == Slots.of((2, 4), ["c"])
+    assert runner.name == "new"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"grace": timedelta(-1)}, {"concurrency": 0}, {"queues": []}, {"kinds": ["no"]}],
+    ids=str,
+)
+def test_refused_option_changes_nothing(
+    app: ModuleType, options: dict[str, Any]
+) -> None:
+    """A value that the constructor refuses is refused, and the others with it."""
+    runner = app.make_runner()
+    before = (runner.options, dict(runner.handlers))
+
+    with pytest.raises(JobValueError):
+        runner.configure(**{"name": "new", "kinds": ["greet"]} | options)
+
+    assert (runner.options, runner.handlers) == before
+
+
+def test_configured_kinds_run(app: ModuleType, session: Session) -> None:
+    """A runner made for one kind runs the kind it is configured for."""
+    job = app.Greet()
+    session.add(job)
+    session.commit()
+    runner = app.Runner(app.Session, app.Job, kinds=["wait"])
+
+    runner.configure(kinds=["greet"])
+    runner.run_until_idle()
+
+    assert state_of(session, job) is JobState.COMPLETED
+
+
 # What it prints
 
 
@@ -594,14 +672,13 @@ def test_log_lines_name_the_job(
     app: ModuleType, session: Session, sqla_jobs: Command
 ) -> None:
     """A failure is a line with level, time, message and the fields of the job."""
-    job = app.Greet(name="me")
-    job.payload = {"name": 7}
+    job = app.Greet(name="nobody", max_attempts=1)
     session.add(job)
     session.commit()
 
     done = sqla_jobs("run", "app:runner", "--burst", "-l", "ERROR")
 
-    (line,) = [each for each in done.stderr.splitlines() if "does not decode" in each]
+    (line,) = [each for each in done.stderr.splitlines() if "discarded" in each]
     assert line.startswith("ERROR    ")
     assert line.endswith(f"[job_id={job.id} kind=greet attempt=1 queue=default]")
     assert "INFO" not in done.stderr
