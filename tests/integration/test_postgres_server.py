@@ -88,12 +88,18 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+def python_path(*folders: Path) -> str:
+    """Return a PYTHONPATH with *folders* before those that we have."""
+    ours = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*map(str, folders), *([ours] if ours else [])])
+
+
 @contextmanager
 def owner(
     *flags: str, path: Path = ROOT
 ) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Yield another process that owns a server, and the server's URL."""
-    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{ROOT}"}
+    environment = {**os.environ, "PYTHONPATH": python_path(path, ROOT)}
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", OWNER, *flags],
         stdin=subprocess.PIPE,
@@ -378,7 +384,7 @@ def run_pytest(path: Path, **environment: str) -> subprocess.CompletedProcess[st
         text=True,
         check=False,
         cwd=path,
-        env={**kept, "PYTHONPATH": str(ROOT), **environment},
+        env={**kept, "PYTHONPATH": python_path(ROOT), **environment},
     )
 
 
