@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import traceback
 from pathlib import Path
@@ -14,7 +13,7 @@ import sqlalchemy
 from sqla_jobs.errors import SqlaJobsError
 
 _OURS = str(Path(__file__).parents[1]) + os.sep
-_IMPORTING = (str(Path(importlib.__file__).parent) + os.sep, "<frozen importlib")
+_IMPORT_MODULE = str(Path("importlib", "__init__.py"))
 _SQLALCHEMY = str(Path(sqlalchemy.__file__).parent) + os.sep
 _HEADER = "Traceback (most recent call last):\n"
 
@@ -59,9 +58,14 @@ def user_traceback(exc: BaseException) -> str:
 def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
     """Return the frames of *exc* without those that led to the application's code."""
     frames = list(traceback.extract_tb(exc.__traceback__))
-    while frames and frames[0].filename.startswith((_OURS, *_IMPORTING)):
+    while frames and _leads_in(frames[0].filename):
         del frames[0]
     if isinstance(exc, SqlaJobsError):
         while frames and frames[-1].filename.startswith((_OURS, _SQLALCHEMY)):
             del frames[-1]
     return frames
+
+
+def _leads_in(filename: str) -> bool:
+    ours = filename.startswith((_OURS, "<frozen importlib"))
+    return ours or filename.endswith(_IMPORT_MODULE)

@@ -83,5 +83,5 @@ def _leave() -> NoReturn:
 
 def _one_line(exc: Exception) -> str:
     # SQLAlchemy's own text has the statement and a link too.
-    cause = exc.orig if isinstance(exc, DBAPIError) else exc
-    return " ".join(str(cause).split())
+    text = str(exc.orig) if isinstance(exc, DBAPIError) else str(exc)
+    return " ".join(text.split())
