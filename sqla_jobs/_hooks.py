@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import BindParameter, Connection, Table, event, inspect
+from sqlalchemy import BindParameter, Connection, Insert, Table, event, inspect
 from sqlalchemy.orm import (
     Mapper,
     ORMExecuteState,
@@ -57,7 +57,7 @@ def _before_insert(mapper: Any, connection: Connection, job: JobMixin) -> None:
         validate(job)
         if job._delay is not None:
             now = read_clock(connection, job_tables(job))
-            job.run_at = now + job._delay  # type: ignore[assignment]
+            job.run_at = now + job._delay
 
 
 @event.listens_for(Session, "after_flush")
@@ -117,7 +117,7 @@ def _resolve_delays(session: Session, jobs: Iterable[JobMixin]) -> None:
             connection = connection_of(session, tables)
             if connection not in clocks:
                 clocks[connection] = read_clock(session, tables)
-            job.run_at = clocks[connection] + job._delay  # type: ignore[assignment]
+            job.run_at = clocks[connection] + job._delay
 
 
 def _regroup(jobs: Sequence[JobMixin]) -> None:
@@ -141,7 +141,7 @@ def _regroup(jobs: Sequence[JobMixin]) -> None:
 
 
 def _rank(job: JobMixin, seen: dict[Any, int]) -> tuple[int, int, int]:
-    """Return the places of the row's columns, its class, and its own table's columns."""
+    """Return the ranks of the row's columns, its class, and its own table's columns."""
     shape = _shape_of(type(job))
     row = vars(job)
     keys = (
@@ -185,7 +185,7 @@ def _shape_of(cls: type[Any]) -> _Shape:
 
 def install(target: _Maker) -> _Maker:
     """
-    Watch raw ``session.execute(insert(SendInvoice), rows)`` of a sessionmaker's sessions.
+    Watch each raw ``session.execute(insert(SendInvoice), rows)`` of a sessionmaker.
 
     Such an INSERT bypasses the constructor: SQLAlchemy drops keys that are no columns,
     and runners are not woken. With this, unknown keys raise `JobValueError` when it is
@@ -253,7 +253,7 @@ def _check_keys(cls: type[JobMixin], execution: ORMExecuteState) -> None:
     if unknown:
         bound = {
             part.key
-            for part in iterate(execution.statement)
+            for part in iterate(cast("Insert", execution.statement))
             if isinstance(part, BindParameter)
         }
         if names := [name for name in unknown if name not in bound]:
@@ -282,6 +282,6 @@ def _tables_of(table: Table) -> JobTables | None:
         classes: list[type[Any]] = [JobMixin]
         for cls in classes:
             classes.extend(cls.__subclasses__())
-        found = {getattr(cls, "__jobs__", None) for cls in classes[1:]} - {None}
-        _tables[table] = next((t for t in found if t.table is table), None)
+        found = (getattr(cls, "__jobs__", None) for cls in classes[1:])
+        _tables[table] = next((t for t in found if t and t.table is table), None)
     return _tables[table]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, bindparam
+from sqlalchemy import BindParameter, Column, Connection, Table, bindparam
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
@@ -21,7 +21,7 @@ def can_copy(connection: Connection, columns: Sequence[Column[Any]]) -> bool:
     dialect = connection.dialect
     if dialect.driver not in ("psycopg", "psycopg_async"):
         return False
-    probe = bindparam("probe")
+    probe: BindParameter[Any] = bindparam("probe")
     impls = (column.type.dialect_impl(dialect) for column in columns)
     return all(impl.bind_expression(probe) is None for impl in impls)
 

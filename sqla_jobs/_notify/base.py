@@ -90,7 +90,8 @@ class _Health:
                 next(iter(str(exc).splitlines()), type(exc).__name__),
             )
         self._failures += 1
-        return RECONNECT.delay(self._failures, random.random()).total_seconds()
+        rand = random.random()  # noqa: S311  # no secret
+        return RECONNECT.delay(self._failures, rand).total_seconds()
 
 
 class ListenerThread:
@@ -136,7 +137,7 @@ class ListenerThread:
         while not stop.is_set():
             try:
                 self._listener.listen(self._engine, self._channel, health.woken, stop)
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # any driver's
                 # A driver being interrupted by the stop is no loss.
                 if not stop.is_set():
                     stop.wait(health.lost(exc))
@@ -182,5 +183,5 @@ class ListenerTask:
                 await self._listener.listen_async(
                     self._engine, self._channel, health.woken
                 )
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001  # any driver's
                 await asyncio.sleep(health.lost(exc))

@@ -137,7 +137,7 @@ def _chunks(
 
 
 class _Shape:
-    """A job class as rows: its columns by attribute name, and its constructor's rules."""
+    """A job class as rows: columns by attribute name, and its constructor's rules."""
 
     def __init__(self, job_class: type[Any]) -> None:
         mapper: Mapper[Any] = inspect(job_class)
@@ -145,14 +145,17 @@ class _Shape:
         self.job_class = job_class
         self.kind: str = job_class.__job_options__.kind
         self.table: Table = mapper.local_table  # type: ignore[assignment]
+        attributes: Any = mapper.column_attrs
         self.columns: dict[str, Column[Any]] = {
-            attr.key: attr.columns[0]  # type: ignore[misc]
-            for attr in mapper.column_attrs
+            attribute.key: attribute.columns[0] for attribute in attributes
         }
         self.known = frozenset({*self.columns, "_delay"})
         # COPY knows no defaults of SQLAlchemy's: plain values are filled in here, for
         # functions and SQL it is an INSERT.
-        given = {n: c.default for n, c in self.columns.items() if c.default is not None}
+        columns = self.columns.items()
+        given: dict[str, Any] = {
+            n: c.default for n, c in columns if c.default is not None
+        }
         self.defaults = {n: d.arg for n, d in given.items() if d.is_scalar}
         self.computed = given.keys() - self.defaults.keys()
         self.required: frozenset[str] = frozenset(job_class.__job_required__)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
-from enum import Enum
 from typing import Any, NoReturn
 
 from sqlalchemy import (
@@ -101,7 +100,7 @@ def enqueue_select(
         mapping.refuse(result.missing, result.size)
     if result.available:
         wake.note(session, tables)
-    count: int = result.count
+    count: int = result.rows
     return count
 
 
@@ -147,13 +146,14 @@ class _Mapping:
         for name in given.keys() - plan.args.keys() - plan.setters.keys():
             construct(_stand_in(self.job_class, plan), {name: None})
         construct(job, values)
-        return vars(job)
+        columns: dict[str, Any] = vars(job)
+        return columns
 
     def _check(self, name: str) -> None:
         cls = self.job_class.__name__
         if name in self.plan.args:
             _check_type(self.plan.args[name], self.expressions[name])
-        elif name == "backoff" or name not in self.columns and name != "delay":
+        elif name == "backoff" or name not in {*self.columns, "delay"}:
             raise JobValueError(
                 f"{cls}.{name} takes no SQL expression in enqueue_select; give a plain"
                 " value, or for a relationship its foreign key"
@@ -236,7 +236,7 @@ def _statement(
     ).cte("made")
     available = func.count().filter(made.c.state == AVAILABLE)
     counted = select(
-        func.count().label("count"), available.label("available")
+        func.count().label("rows"), available.label("available")
     ).select_from(made)
     return counted.add_columns(
         exists(select(refused)).label("refused"),
@@ -289,6 +289,7 @@ def _times(
     clock = dialect.clock()
     if mapping.delay is not None:
         return {"run_at": clock + literal(mapping.delay, Interval())}
+    run_at: ColumnElement[Any]
     if "run_at" in mapping.expressions:
         run_at = func.coalesce(source.c.run_at, clock)
     elif "delay" in mapping.expressions:
@@ -348,12 +349,13 @@ def _check_type(one: Arg[Any], expression: Any) -> None:
     base, shapes = _base(one), one.codec.shapes
     if base is Decimal and isinstance(type_, Numeric | Integer):
         return
-    zone = isinstance(type_, DateTime) and not type_.timezone
+    naive = base is datetime and isinstance(type_, DateTime) and not type_.timezone
     shape = _shape_of(type_)
-    if shape is None or shape in shapes or (shape == "integer" and "number" in shapes):
-        if not (zone and _name(base) == "datetime"):
-            return
-    hint = "DateTime(timezone=True)" if zone else "..."
+    if shape == "integer" and "integer" not in shapes:
+        shape = "number"
+    if (shape is None or shape in shapes) and not naive:
+        return
+    hint = "DateTime(timezone=True)" if naive else "..."
     raise PayloadError(
         f"{one.path}: expected {_name(base)}, got an expression of type {type_!r};"
         f" convert it, e.g. cast(expression, {hint})"
@@ -367,8 +369,8 @@ def _name(base: Any) -> str:
 def _shape_of(type_: TypeEngine[Any]) -> str | None:
     """Return the JSON type that values of an SQL type become, None if unknown."""
     if isinstance(type_, EnumType):
-        values = type_.enum_class or ()
-        numbers = any(isinstance(m.value, int) for m in values if isinstance(m, Enum))
+        members: Any = type_.enum_class or ()
+        numbers = any(isinstance(member.value, int) for member in members)
         return "integer" if numbers else "string"
     for sql_type, shape in _SHAPES.items():
         if isinstance(type_, sql_type):

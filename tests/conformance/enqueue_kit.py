@@ -50,7 +50,7 @@ class Bill(Job):
 
     invoice_id: Mapped[int] = mapped_column(ForeignKey("invoices.id"))
     invoice: Mapped[Invoice] = relationship()
-    note: Mapped[str | None]
+    note: Mapped[str | None] = mapped_column()
 
 
 class Report(Job):
@@ -114,7 +114,8 @@ class Ear:
 
     def __init__(self, engine: Engine, root: type[Any] = Job) -> None:
         connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        self.raw: Any = connection.connection.driver_connection
+        raw: Any = connection.connection.driver_connection
+        self.raw = raw
         connection.detach()
         self.channel = root.__jobs__.channel
         self.raw.execute(f'LISTEN "{self.channel}"')

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, func, select
+from sqlalchemy import DateTime, Engine, cast, create_engine, event, func, select
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -193,10 +193,13 @@ def test_each_root_has_a_notification(
 def test_each_bind_has_a_notification(dsn: str, schema: str, db: Engine) -> None:
     """A session over two databases notifies each of its own jobs."""
     second = in_schema(create_engine(dsn), schema)
-    with executed(db) as first_seen, executed(second) as second_seen:
-        with Session(binds={Job: db, Other: second}) as session:
-            session.add_all([Ping(), Tick()])
-            session.commit()
+    with (
+        executed(db) as first_seen,
+        executed(second) as second_seen,
+        Session(binds={Job: db, Other: second}) as session,
+    ):
+        session.add_all([Ping(), Tick()])
+        session.commit()
     second.dispose()
 
     assert first_seen == second_seen == ["INSERT", "NOTIFY"]
@@ -389,7 +392,7 @@ def mixed(amount: int) -> list[Any]:
     """Return jobs of many classes and column sets, in turns."""
     later = datetime.now(UTC) + HOUR
     invoice = Invoice(title="one")
-    kinds = [
+    kinds: list[Callable[[int], Any]] = [
         lambda i: Send(subject=f"s{i}"),
         lambda i: Ping(),
         lambda i: Bill(invoice=invoice, note=f"n{i}"),
@@ -437,15 +440,15 @@ def test_other_objects_keep_their_order(session: Session) -> None:
 
 def test_delay_reads_the_databases_clock_once(session: Session, db: Engine) -> None:
     """A flush with delayed jobs costs exactly one statement more."""
-    before = session.scalar(select(func.clock_timestamp()))
+    clock = select(cast(func.clock_timestamp(), DateTime(timezone=True)))
+    before = session.scalars(clock).one()
     with executed(db) as seen:
         jobs = [Ping(delay=HOUR), Send(subject="x", delay=2 * HOUR), Ping()]
         session.add_all(jobs)
         session.flush()
-    after = session.scalar(select(func.clock_timestamp()))
+    after = session.scalars(clock).one()
 
     assert seen == ["SELECT", "INSERT", "INSERT"]
-    assert before is not None
     assert before + HOUR < jobs[0].run_at < after + HOUR
     assert jobs[1].run_at - jobs[0].run_at == HOUR
     assert [job.state for job in jobs] == ["scheduled", "scheduled", "available"]

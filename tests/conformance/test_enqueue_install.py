@@ -30,6 +30,9 @@ from tests.conformance.enqueue_kit import (
     schema_for,
 )
 
+JOBS: Any = Job.__table__
+INVOICES: Any = Invoice.__table__
+
 
 @pytest.fixture(scope="module")
 def db(engine: Engine) -> Iterator[Engine]:
@@ -47,7 +50,7 @@ def maker(db: Engine) -> sessionmaker[Session]:
 
 @pytest.mark.parametrize(
     ("statement", "row"),
-    [(insert(Ping), {"queue": "a"}), (insert(Job.__table__), {"kind": "ping"})],
+    [(insert(Ping), {"queue": "a"}), (insert(JOBS), {"kind": "ping"})],
     ids=["class", "table"],
 )
 def test_raw_inserts_wake(
@@ -65,14 +68,17 @@ def test_raw_inserts_wake(
 
 def test_unknown_keys_are_refused(maker: sessionmaker[Session], db: Engine) -> None:
     """SQLAlchemy would drop them; nothing is executed."""
-    with maker() as session, executed(db) as seen:
-        with pytest.raises(
-            JobValueError, match=r"insert\(Bill\): no such column: 'nota', 'x'"
-        ):
-            session.execute(
-                insert(Bill),
-                [{"invoice_id": 1}, {"nota": "a", "invoice_id": 1, "x": 1}],
-            )
+    rows: list[dict[str, Any]] = [
+        {"invoice_id": 1},
+        {"nota": "a", "invoice_id": 1, "x": 1},
+    ]
+    text = r"insert\(Bill\): no such column: 'nota', 'x'"
+    with (
+        maker() as session,
+        executed(db) as seen,
+        pytest.raises(JobValueError, match=text),
+    ):
+        session.execute(insert(Bill), rows)
 
     assert seen == []
 
@@ -107,7 +113,7 @@ def test_other_statements_are_untouched(
     ear = Ear(engine)
     with maker() as session:
         session.execute(insert(Invoice), [{"title": "x", "unknown": 1}])
-        session.execute(insert(Invoice.__table__), {"title": "y"})
+        session.execute(insert(INVOICES), {"title": "y"})
         assert len(session.scalars(select(Invoice)).all()) == 2
         session.commit()
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
     String,
     Table,
     TypeDecorator,
+    create_engine,
     func,
     select,
 )
@@ -286,7 +287,7 @@ def test_rows_with_other_keys_are_statements_of_their_own(
     session: Session, db: Engine
 ) -> None:
     """A chunk of two sets of columns is two statements, however they are mixed."""
-    mixed = [{} if i % 2 else {"tags": ["a"]} for i in range(100)]
+    mixed: list[dict[str, Any]] = [{} if i % 2 else {"tags": ["a"]} for i in range(100)]
     with executed(db) as seen:
         enqueue_many(session, Ping, mixed, copy_threshold=None)
 
@@ -361,7 +362,11 @@ def test_scheduled_rows(session: Session, db: Engine, threshold: int | None) -> 
     """run_at and delay schedule; the clock is read once a chunk; nobody is woken."""
     at = datetime(2050, 1, 1, tzinfo=UTC)
     with executed(db) as seen:
-        rows = [{"delay": HOUR}, {"run_at": at}, {"delay": 2 * HOUR}]
+        rows: list[dict[str, Any]] = [
+            {"delay": HOUR},
+            {"run_at": at},
+            {"delay": 2 * HOUR},
+        ]
         enqueue_many(session, Ping, rows, copy_threshold=threshold)
         assert seen.count("SELECT") == 1
     now = session.scalar(select(func.now()))
@@ -540,9 +545,11 @@ def test_errors_of_the_database_are_sqlalchemys(
 @BOTH
 def test_missing_tables_are_named(engine: Engine, threshold: int | None) -> None:
     """The error says which table and how to make it."""
-    with Session(in_schema(engine, "information_schema")) as session:
-        with pytest.raises(MissingTables, match="no table .*jobs; create it with"):
-            enqueue_many(session, Ping, [{}], copy_threshold=threshold)
+    with (
+        Session(in_schema(engine, "information_schema")) as session,
+        pytest.raises(MissingTables, match=r"no table .*jobs; create it with"),
+    ):
+        enqueue_many(session, Ping, [{}], copy_threshold=threshold)
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
@@ -578,7 +585,7 @@ def test_a_lost_connection_is_a_disconnect(db: Engine, engine: Engine) -> None:
         pid = session.scalar(select(func.pg_backend_pid()))
         with engine.connect() as other:
             other.execute(select(func.pg_terminate_backend(pid)))
-        with pytest.raises(Exception, match="terminat|clos") as caught:
+        with pytest.raises(Exception, match=r"terminat|clos") as caught:
             enqueue_many(session, Ping, [{}], copy_threshold=1)
 
     assert getattr(caught.value, "connection_invalidated", False)
@@ -588,8 +595,6 @@ def test_names_are_quoted() -> None:
     """Tables and columns of any name can be copied into."""
     table = Table("my jobs", Wide.metadata, Column("a b", String), extend_existing=True)
     Wide.metadata.remove(table)
-
-    from sqlalchemy import create_engine  # noqa: PLC0415
 
     class Connected:
         dialect = create_engine("postgresql+psycopg://").dialect

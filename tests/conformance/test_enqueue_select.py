@@ -164,7 +164,7 @@ def test_rows_are_those_of_the_constructor(session: Session) -> None:
 
     one, two = sent(session)
     hidden = {"id", "created_at", "run_at"}
-    columns = [key for key in Send.__mapper__.columns.keys() if key not in hidden]
+    columns = [c.key for c in Send.__mapper__.columns if c.key not in hidden]
     assert [getattr(one, key) for key in columns] == [
         getattr(two, key) for key in columns
     ]
@@ -409,11 +409,12 @@ def test_a_class_with_its_own_table_is_refused(session: Session) -> None:
 
 def test_missing_tables_are_named(engine: Engine) -> None:
     """The error says which table and how to make it."""
-    with Session(in_schema(engine, "information_schema")) as session:
-        with pytest.raises(MissingTables, match="no table .*jobs; create it with"):
-            enqueue_select(
-                session, Send, select(literal(1)), {"subject": "a", "invoice_id": 1}
-            )
+    mapping = {"subject": "a", "invoice_id": 1}
+    with (
+        Session(in_schema(engine, "information_schema")) as session,
+        pytest.raises(MissingTables, match=r"no table .*jobs; create it with"),
+    ):
+        enqueue_select(session, Send, select(literal(1)), mapping)
 
 
 def test_async_sessions(db: Engine, dsn: str) -> None:

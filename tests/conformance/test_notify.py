@@ -239,6 +239,7 @@ def test_a_silent_connection_is_asked_now_and_then(
         query = text("SELECT query FROM pg_stat_activity WHERE pid = :pid")
         (pid,) = backends(engine, own)
         with engine.connect() as connection:
+            found = None
             for _ in range(1000):
                 found = connection.execute(query, {"pid": pid}).scalar()
                 connection.rollback()
