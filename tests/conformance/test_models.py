@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 from sqlalchemy import (
     Engine,
     ForeignKey,
@@ -162,6 +164,20 @@ def test_add_is_one_insert(make_base: MakeBase, engine: Engine) -> None:
         assert seen[0].startswith("INSERT")
         assert seen[0].endswith("jobs.id")
         assert "leased_until" not in seen[0]
+
+
+def test_autogenerate_sees_no_difference(engine: Engine) -> None:
+    """What create_all makes is what Alembic expects: no noise in migrations."""
+    sample = Sample(_plain())
+
+    with created(sample.base, engine) as session:
+        connection = session.connection()
+        connection.exec_driver_sql(f"SET search_path TO {schema_of(session)}")
+        context = MigrationContext.configure(
+            connection, opts={"compare_server_default": True}
+        )
+
+        assert compare_metadata(context, sample.base.metadata) == []
 
 
 def test_none_in_json_columns_is_null(engine: Engine) -> None:
@@ -435,6 +451,11 @@ def test_tables_live_in_the_roots_schema() -> None:
         __tablename__ = "jobs"
         __table_args__ = (Index(None, "reason"), {"schema": "work", "comment": "mine"})
 
+    class Import(Job):
+        __tablename__ = "imports"
+
+    (key,) = Import.__table__.foreign_keys
+    assert (key.target_fullname, key.name) == ("work.jobs.id", "imports_job_fkey")
     tables = Job.__jobs__
     names = {index.name for index in tables.table.indexes}
 
