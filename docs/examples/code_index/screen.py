@@ -47,7 +47,7 @@ class Screen:
         bar, count = BarColumn(30), MofNCompleteColumn()
         text = TextColumn("{task.description}")
         self._bar = Progress(bar, count, Elapsed(), text, console=self.console)
-        self._task = self._bar.add_task("", total=total)
+        self._task = self._bar.add_task("", start=False, total=total)
         self._line_at = 0.0
         self._last = ""
 
@@ -67,6 +67,7 @@ class Screen:
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
+            self._bar.start_task(self._task)
             self._bar.start()
         return self
 
