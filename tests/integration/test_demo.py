@@ -56,6 +56,7 @@ def connections(dsn: str) -> int:
         " AND backend_type = 'client backend'"
     )
     with psycopg.connect(dsn.replace("+psycopg", ""), autocommit=True) as connection:
+        count = -1
         for _ in range(100):
             row = connection.execute(query).fetchone()
             assert row is not None
