@@ -27,9 +27,9 @@ SHIPPED = {
     "sqla_jobs/__init__.py",
     "sqla_jobs/py.typed",
     "sqla_jobs/testing/_watchdog.py",
-    "pytest_sqla_jobs.py",
+    "sqla_jobs/testing/pytest_plugin.py",
 }
-SHIPPED_FOLDERS = {"sqla_jobs", "pytest_sqla_jobs.py"}
+SHIPPED_FOLDERS = {"sqla_jobs"}
 
 
 def group(*names: str) -> list[str]:
@@ -71,7 +71,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
-    session.run("interrogate", "-q", "sqla_jobs", "tests", "pytest_sqla_jobs.py")
+    session.run("interrogate", "-q", "sqla_jobs", "tests")
 
 
 @nox.session

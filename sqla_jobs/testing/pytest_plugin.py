@@ -1,20 +1,18 @@
 """
-The pytest plugin of sqla_jobs: a PostgreSQL for the tests that ask for one.
+A pytest plugin: a PostgreSQL for the tests that ask for one.
 
-pytest imports it in every project of the environment. It is a module of its own so
-that this does not import sqla_jobs, nor SQLAlchemy.
+A conftest.py names it: ``pytest_plugins = ["sqla_jobs.testing.pytest_plugin"]``. It is
+no entry point, so projects that do not name it pay nothing.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from sqla_jobs.testing import DatabaseServer
+from sqla_jobs.testing.postgres import DatabaseServer, PostgresServer
 
 DSN_VARIABLE = "SQLA_JOBS_TEST_DSN"
 """The environment variable with the URL of a server to use instead of our own."""
@@ -23,8 +21,6 @@ DSN_VARIABLE = "SQLA_JOBS_TEST_DSN"
 @pytest.fixture(scope="session")
 def sqla_jobs_server() -> Iterator[DatabaseServer]:
     """Yield a PostgreSQL server: the one of SQLA_JOBS_TEST_DSN, else our own."""
-    from sqla_jobs.testing import DatabaseServer, PostgresServer
-
     dsn = os.environ.get(DSN_VARIABLE)
     if dsn:
         yield DatabaseServer(dsn)

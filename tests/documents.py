@@ -1,4 +1,4 @@
-"""The code blocks of the README and the documentation are tests."""
+"""Collects the code blocks of the README and the documentation as tests."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from sybil.parsers.myst import PythonCodeBlockParser, SkipParser
 if TYPE_CHECKING:
     from sqla_jobs.testing import DatabaseServer
 
-pytest_plugins = ["pytest_sqla_jobs"]
+pytest_plugins = ["sqla_jobs.testing.pytest_plugin"]
 
 pytest_collect_file = Sybil(
+    path=str(Path(__file__).resolve().parent.parent),
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["README.md", "docs/*.md", "docs/**/*.md"],
     fixtures=["dsn"],
