@@ -147,7 +147,7 @@ def renew_many(
     rows = execute(session, tables, _renewing, params).all()
     found = frozenset((job, token) for job, token, _ in rows)
     missing = frozenset(pairs) - found
-    kept = found | _still_held(session, tables, sorted(missing)) if missing else found
+    kept = found | still_held(session, tables, sorted(missing)) if missing else found
     return Renewed(
         held=frozenset(job for job, _ in kept),
         cancelled=frozenset(job for job, _, cancel in rows if cancel is not None),
@@ -187,9 +187,10 @@ def _renewing(tables: JobTables, dialect: JobDialect) -> Executable:
     )
 
 
-def _still_held(
+def still_held(
     session: Session, tables: JobTables, pairs: Sequence[tuple[int, int]]
 ) -> frozenset[tuple[int, int]]:
+    """Return those (job id, token) pairs that hold their job; locks nothing."""
     params = {"job_id": [j for j, _ in pairs], "token": [t for _, t in pairs]}
     rows = execute(session, tables, _looking, params)
     return frozenset((job, token) for job, token in rows)

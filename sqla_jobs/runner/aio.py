@@ -34,7 +34,7 @@ from sqla_jobs.runner.execute import (
     Surroundings,
     SyncExecution,
 )
-from sqla_jobs.runner.outbox import LINGER, Outbox, Outgoing
+from sqla_jobs.runner.outbox import AGAIN, LINGER, Outbox, Outgoing
 from sqla_jobs.runner.sessions import async_opener, sync_opener
 from sqla_jobs.runner.threads import FORCED_SECONDS, Workers
 
@@ -171,9 +171,9 @@ class AsyncRunner(RunnerBase):
             MissingTables: If the database lacks the job tables.
         """
         self._reset()
-        await self._check_tables()
-        self._start_watch(self._engine)
         try:
+            await self._check_tables()
+            self._start_watch(self._engine)
             await self._control.run(self._sweep_work)
             names = self.options.slots.names
             queues = None if names is None else dict.fromkeys(names, 1)
@@ -181,7 +181,8 @@ class AsyncRunner(RunnerBase):
             if not attempts:
                 return None
             await self._work(attempts[0])
-            await self._flush(self._outbox.take())
+            while batch := self._outbox.take():
+                await self._flush(batch)
             return await self._control.run(
                 partial(_state_of, attempt=attempts[0], tables=self.tables)
             )
@@ -255,6 +256,11 @@ class AsyncRunner(RunnerBase):
             listener.start()
         try:
             await self._steps(workers)
+        except asyncio.CancelledError:
+            # Whoever cancelled us waits: hand the jobs back, as on a second signal.
+            self._stop_soon(timedelta(0))
+            await self._steps(workers)
+            raise
         finally:
             workers.stop()
             if listener is not None:
@@ -419,29 +425,33 @@ class AsyncRunner(RunnerBase):
             if self._plan.running and not self._stopping:
                 await asyncio.sleep(LINGER)
             self._filled.clear()
-            batch = self._outbox.take()
-            while batch:
+            while batch := self._outbox.take():
                 await self._flush(batch)
-                batch = self._outbox.take()
             if self._outbox.closed:
                 return
 
     async def _flush(self, batch: list[Outgoing]) -> None:
         """Write outcomes; kept and tried again until accepted or fenced off."""
         outage = Outage(f"{self.name}-settler")
-        while batch:
+        while True:
             try:
                 states = await self._control.run(
                     partial(self._settle_work, batch=batch)
                 )
-            except DBAPIError as exc:
-                await asyncio.sleep(outage.failed(exc))
-                continue
-            outage.worked()
-            batch = self._settled(batch, states)
-            self._woken.set()
-            if batch:
-                await asyncio.sleep(0.05)
+            except Exception as exc:  # noqa: BLE001 - whatever it is may pass
+                parts = self._refused(batch, exc)
+                if parts is None:
+                    await asyncio.sleep(outage.failed(exc))
+                    continue
+                for part in parts:
+                    await self._flush(part)
+            else:
+                outage.worked()
+                if again := self._settled(batch, states):
+                    self._outbox.put_back(again)
+                    asyncio.get_running_loop().call_later(AGAIN, self._filled.set)
+                self._woken.set()
+            return
 
     # Shutdown
 

@@ -15,10 +15,11 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.plan import Claim, Plan, Slots
-from sqla_jobs._core.settle import Settlement
+from sqla_jobs._core.settle import Settlement, settle_error
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
 from sqla_jobs._store.claim import (
     DEFAULT_LEASE,
@@ -26,6 +27,7 @@ from sqla_jobs._store.claim import (
     claim_jobs,
     load_relationships,
 )
+from sqla_jobs._store.lease import still_held
 from sqla_jobs._store.operate import apply_retention
 from sqla_jobs._store.runners import RunnerInfo, unknown_kinds, upsert_runner
 from sqla_jobs._store.settle import settle
@@ -304,17 +306,21 @@ class RunnerBase:
     def _settle_work(
         self, session: Session, batch: Sequence[Outgoing]
     ) -> dict[Key, JobState | None]:
-        """Write a batch; None for what is not held any more or cannot be locked."""
-        states: dict[int, JobState] = {}
-        for wait in (True, False):
-            rows = [item.settlement for item in batch if item.wait is wait]
-            # One job twice in a batch, by an old and a new holder: the token decides.
-            states |= settle(session, self.tables, rows, wait=wait)
-        held = {}
-        for item in batch:
-            key = (item.settlement.job_id, item.settlement.token)
-            held[key] = states.get(item.settlement.job_id)
-        return held
+        """
+        Write a batch and return the new states; None for what is no longer held.
+
+        A row that another transaction writes, be it the handler's own, is still
+        running in the answer: to wait for it would keep all other outcomes waiting.
+        """
+        rows = [item.settlement for item in batch]
+        # One job twice in a batch, by an old and a new holder: the token decides.
+        states = settle(session, self.tables, rows, wait=False)
+        written = {(row.job_id, row.token): states.get(row.job_id) for row in rows}
+        missing = [key for key, state in written.items() if state is None]
+        if missing:
+            locked = still_held(session, self.tables, missing)
+            written |= dict.fromkeys(locked, JobState.RUNNING)
+        return written
 
     # Bookkeeping
 
@@ -338,8 +344,8 @@ class RunnerBase:
         for item in batch:
             row = item.settlement
             state = states[row.job_id, row.token]
-            if state is None and not item.wait and not item.attempt.ended:
-                again.append(item)  # its handler may hold the row; it cannot for ever
+            if state is JobState.RUNNING:
+                again.append(item)
                 continue
             self._log_settled(item, state)
             if state in (JobState.RETRYABLE, JobState.SCHEDULED) and row.at is None:
@@ -348,6 +354,24 @@ class RunnerBase:
         with self._lock:
             self._plan.unsettled -= len(batch) - len(again)
         return again
+
+    def _refused(
+        self, batch: Sequence[Outgoing], exc: Exception
+    ) -> list[list[Outgoing]] | None:
+        """
+        Return the batches to try instead when the database refused a value in one, as a
+        time beyond its calendar; None if *exc* is something else, that may pass.
+        """
+        if not isinstance(exc, DataError | IntegrityError):
+            return None
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            return [list(batch[:middle]), list(batch[middle:])]
+        (item,) = batch
+        if item.refused:
+            return None
+        failure = settle_error(item.attempt.facts, exc.orig or exc)
+        return [[replace(item, settlement=failure, refused=True)]]
 
     def _log_settled(self, item: Outgoing, state: JobState | None) -> None:
         attempt = item.attempt
@@ -373,7 +397,7 @@ class RunnerBase:
         if settlement is not None and attempt.take():
             with self._lock:
                 self._plan.unsettled += 1
-            self._outbox.put(Outgoing(attempt, settlement, wait=False), hurry=True)
+            self._outbox.put(Outgoing(attempt, settlement), hurry=True)
         self._deliver_interrupt(attempt)
 
     def _deliver_interrupt(self, attempt: Attempt) -> None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs.runner.attempt import Attempt
 
 BATCH = 500
+AGAIN = 0.05  # seconds until an outcome whose row was locked is tried again
 LINGER = 0.005  # seconds a first outcome waits for company while jobs are running
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A settlement to write; one whose handler may still hold row locks never waits."""
+    """A settlement to write; *refused* if it replaces one that no row could hold."""
 
     attempt: Attempt
     settlement: Settlement
-    wait: bool = True
+    refused: bool = False
 
 
 class Outbox:
@@ -28,6 +30,8 @@ class Outbox:
 
     def __init__(self) -> None:
         self._items: deque[Outgoing] = deque()
+        self._later: list[Outgoing] = []
+        self._later_at = 0.0
         self._filled = threading.Condition()
         self.closed = False
         self._hurry = False
@@ -43,8 +47,14 @@ class Outbox:
             if len(self._items) == 1 or self._hurry:
                 self._filled.notify_all()
 
+    def put_back(self, items: Sequence[Outgoing]) -> None:
+        """Offer *items* again in a moment: somebody else is writing their rows."""
+        with self._filled:
+            self._later.extend(items)
+            self._later_at = time.monotonic() + AGAIN
+
     def close(self) -> None:
-        """Let `gather` return None once everything is taken."""
+        """Let `gather` return None once everything is taken but what was put back."""
         with self._filled:
             self.closed = True
             self._filled.notify_all()
@@ -57,10 +67,10 @@ class Outbox:
     def gather(self) -> list[Outgoing] | None:
         """Wait for outcomes, linger for more, and return a batch; None when closed."""
         with self._filled:
-            while not self._items and not self.closed:
-                self._filled.wait()
-            if not self._items:
-                return None
+            while not self._ready():
+                if self.closed:
+                    return None
+                self._filled.wait(self._wait() if self._later else None)
             until = time.monotonic() + LINGER
             while not (self._hurry or self.closed):
                 left = until - time.monotonic()
@@ -68,7 +78,17 @@ class Outbox:
                     break
             return self._take()
 
+    def _ready(self) -> bool:
+        if self._later and self._wait() <= 0:
+            self._items.extend(self._later)
+            self._later.clear()
+        return bool(self._items)
+
+    def _wait(self) -> float:
+        return self._later_at - time.monotonic()
+
     def _take(self) -> list[Outgoing]:
+        self._ready()
         count = min(BATCH, len(self._items))
         batch = [self._items.popleft() for _ in range(count)]
         self._hurry = len(self._items) >= BATCH

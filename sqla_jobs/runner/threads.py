@@ -187,15 +187,17 @@ class Runner(RunnerBase):
         Raises:
             MissingTables: If the database lacks the job tables.
         """
-        require_tables(self._control.engine, self.tables)
-        self._start_watch(self._engine)
+        self._reset()
         try:
+            require_tables(self._control.engine, self.tables)
+            self._start_watch(self._engine)
             self._control.run(self._sweep_work)
             attempts = self._claim(Claim(1, self._one_of_each_queue()))
             if not attempts:
                 return None
             self._work(attempts[0])
-            self._flush(self._outbox.take())
+            while batch := self._outbox.take():
+                self._flush(batch)
             return self._control.run(partial(_state_of, self.tables, attempts[0]))
         finally:
             self._stop_watch()
@@ -395,22 +397,22 @@ class Runner(RunnerBase):
     def _flush(self, batch: list[Outgoing]) -> None:
         """Write outcomes; kept and tried again until accepted or fenced off."""
         outage = Outage(f"{self.name}-settler")
-        while batch:
+        while not (self.forced and time.monotonic() > self._stop_by + FORCED_SECONDS):
             try:
                 states = self._control.run(partial(self._settle_work, batch=batch))
-            except DBAPIError as exc:
-                if self.forced and time.monotonic() > self._stop_by + FORCED_SECONDS:
-                    log.error(  # noqa: TRY400 - the outage was said already
-                        "%s: %s outcomes could not be written", self.name, len(batch)
-                    )
-                    return
-                time.sleep(outage.failed(exc))
-                continue
-            outage.worked()
-            batch = self._settled(batch, states)
-            self._woken.set()
-            if batch:
-                time.sleep(0.05)
+            except Exception as exc:  # noqa: BLE001 - whatever it is may pass
+                parts = self._refused(batch, exc)
+                if parts is None:
+                    time.sleep(outage.failed(exc))
+                    continue
+                for part in parts:
+                    self._flush(part)
+            else:
+                outage.worked()
+                self._outbox.put_back(self._settled(batch, states))
+                self._woken.set()
+            return
+        log.error("%s: %s outcomes could not be written", self.name, len(batch))
 
     # Shutdown
 

@@ -147,7 +147,7 @@ def answerless_commit(lost: list[str], *, happens: bool) -> Callable[[Engine], N
             raise psycopg.OperationalError("the connection is closed")
 
         event.listen(engine, "after_cursor_execute", note)
-        engine.dialect.do_commit = do_commit  # type: ignore[method-assign]
+        setattr(engine.dialect, "do_commit", do_commit)  # noqa: B010
 
     return spoil
 
@@ -205,7 +205,8 @@ class Running:
     def control_engine(self) -> Engine:
         """The engine of the runner's own connections."""
         engine = self.runner._control.engine
-        return getattr(engine, "sync_engine", engine)
+        found: Engine = getattr(engine, "sync_engine", engine)
+        return found
 
     def signal(self) -> None:
         """Do what the arrival of a SIGTERM does."""
@@ -261,7 +262,7 @@ class Kit:
             handler = Handler(run, is_async=False)
         else:
             handler = Handler(function, is_async=True)
-        cls.__job_handler__ = handler  # type: ignore[attr-defined]
+        cls.__job_handler__ = handler
         self._handled.add(cls)
         return function
 
@@ -337,13 +338,21 @@ class Kit:
 
     def call(self, name: str, **options: Any) -> Any:
         """Call a method of a new runner, and return what it returns."""
+
+        async def use(runner: Any) -> Any:
+            return await ok(getattr(runner, name)())
+
+        return self.with_runner(use, **options)
+
+    def with_runner(self, use: Callable[[Any], Any], **options: Any) -> Any:
+        """Return what the async function *use* returns for a new runner."""
         if self.shell == "threads":
             with self.sync_runner(options) as runner:
-                return getattr(runner, name)()
+                return step(use(runner))
 
         async def main() -> Any:
             async with self.async_runner(options) as runner:
-                return await getattr(runner, name)()
+                return await use(runner)
 
         return asyncio.run(main())
 
@@ -405,7 +414,7 @@ class Kit:
                 running.stop(grace=timedelta(0))
         finally:
             for cls in self._handled:
-                del cls.__job_handler__  # type: ignore[attr-defined]
+                del cls.__job_handler__
             clear(self.engine)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -58,7 +57,7 @@ HOUR = timedelta(hours=1)
 )
 def test_returned_outcome_commits_the_handlers_writes(
     kit: Kit, outcome: Any, state: str
-):
+) -> None:
     """Whatever a handler returns commits in one transaction with its writes."""
 
     async def run(job: Any, ctx: Any) -> Any:
@@ -92,7 +91,7 @@ def test_returned_outcome_commits_the_handlers_writes(
 )
 def test_raised_outcome_rolls_back_the_writes_since_the_last_commit(
     kit: Kit, outcome: Any, state: str, counted: int
-):
+) -> None:
     """
     Raising undoes what came after the last commit, on the job row too; the outcome is
     recorded nevertheless.
@@ -119,7 +118,7 @@ def test_raised_outcome_rolls_back_the_writes_since_the_last_commit(
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_only_exceptions_are_failures(kit: Kit, error: type[BaseException]):
+def test_only_exceptions_are_failures(kit: Kit, error: type[BaseException]) -> None:
     """KeyboardInterrupt and SystemExit hand the job back and stop the runner."""
 
     async def run(job: Any, ctx: Any) -> None:
@@ -136,7 +135,7 @@ def test_only_exceptions_are_failures(kit: Kit, error: type[BaseException]):
     assert (kit.notes(), kit.attempts(job)) == ([], [])
 
 
-def test_retry_is_exact_and_discards_on_the_last_attempt(kit: Kit):
+def test_retry_is_exact_and_discards_on_the_last_attempt(kit: Kit) -> None:
     """Retry counts, goes by its own time and not by the backoff, and ends discarded."""
     when = datetime.now(UTC) + timedelta(days=300)
 
@@ -156,7 +155,7 @@ def test_retry_is_exact_and_discards_on_the_last_attempt(kit: Kit):
     assert row.finished_at is not None
 
 
-def test_snooze_gives_the_attempt_back_and_keeps_the_lane(kit: Kit):
+def test_snooze_gives_the_attempt_back_and_keeps_the_lane(kit: Kit) -> None:
     """Snooze costs no attempt, is counted as a snooze, and keeps the lane."""
     when = datetime.now(UTC) + HOUR
 
@@ -190,7 +189,7 @@ def test_snooze_gives_the_attempt_back_and_keeps_the_lane(kit: Kit):
 )
 def test_cancel_requested_while_running_loses_against_success_only(
     kit: Kit, outcome: Any, state: str
-):
+) -> None:
     """After a cancel request a success wins; failure, Retry and Snooze cancel."""
     running, asked = threading.Event(), threading.Event()
 
@@ -217,9 +216,9 @@ def test_cancel_requested_while_running_loses_against_success_only(
 @pytest.mark.parametrize("what", ["lost", "cancelled", "timed out"])
 def test_interrupted_attempt_gets_a_base_exception_and_a_closed_session(
     kit: Kit, what: str
-):
+) -> None:
     """
-    ctx and session raise AttemptInterrupted, which `except Exception` cannot hide; who
+    Context and session raise AttemptInterrupted, which `except Exception` cannot hide; who
     swallows it is refused at every later flush and commit.
     """
     running, over = threading.Event(), threading.Event()
@@ -269,7 +268,7 @@ def uses_of(job: Any, ctx: Any) -> list[Any]:
         return ctx.session.execute(select(1))
 
     uses = [ctx.raise_if_interrupted, ctx.checkpoint, write, begin]
-    return [*uses, lambda: ctx.session.commit()]
+    return [*uses, ctx.session.commit]
 
 
 async def ignoring_cancellation(waiting: Any) -> None:
@@ -286,7 +285,7 @@ async def until_cancelled(ctx: Any) -> None:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            time.sleep(0.005)
+            threading.Event().wait(0.005)
         else:
             try:
                 await asyncio.sleep(0.005)
@@ -303,7 +302,7 @@ def take_over(kit: Kit, job: int) -> Any:
     return claimed
 
 
-def test_lost_lease_in_a_verb_is_an_ordinary_exception(kit: Kit):
+def test_lost_lease_in_a_verb_is_an_ordinary_exception(kit: Kit) -> None:
     """The low-level verbs raise LeaseLost, an Exception."""
     (job,) = kit.add()
     with kit.Session.begin() as session:
@@ -317,7 +316,7 @@ def test_lost_lease_in_a_verb_is_an_ordinary_exception(kit: Kit):
             assert isinstance(caught.value, Exception)
 
 
-def test_timed_out_thread_is_settled_at_once_and_keeps_its_slot(threads: Kit):
+def test_timed_out_thread_is_settled_at_once_and_keeps_its_slot(threads: Kit) -> None:
     """A thread cannot be killed: its attempt ends at once, its slot when it returns."""
     kit, over, started = threads, threading.Event(), []
     closed: list[bool] = []
@@ -344,7 +343,7 @@ def test_timed_out_thread_is_settled_at_once_and_keeps_its_slot(threads: Kit):
     assert kit.job(job).state == "retryable"
 
 
-def test_shutdown_drains_then_hands_back_uncounted(kit: Kit):
+def test_shutdown_drains_then_hands_back_uncounted(kit: Kit) -> None:
     """
     A stop lets jobs end within the grace, ends attempts at their next checkpoint, then
     hands the rest back with the attempt not counted.
@@ -378,7 +377,7 @@ def test_shutdown_drains_then_hands_back_uncounted(kit: Kit):
     assert kit.attempts(hangs) == []
 
 
-def test_second_signal_hands_back_now(kit: Kit):
+def test_second_signal_hands_back_now(kit: Kit) -> None:
     """A second signal does not wait for the grace."""
     running, stuck = threading.Event(), threading.Event()
 
@@ -398,7 +397,7 @@ def test_second_signal_hands_back_now(kit: Kit):
     assert (kit.job(job).state, kit.job(job).attempt) == ("available", 0)
 
 
-def test_crash_costs_every_job_an_attempt_and_three_are_poison(kit: Kit):
+def test_crash_costs_every_job_an_attempt_and_three_are_poison(kit: Kit) -> None:
     """
     An expired lease costs an attempt and a crash; at the third the job is discarded,
     and jobs that crashed twice run one at a time.
@@ -440,7 +439,7 @@ def test_crash_costs_every_job_an_attempt_and_three_are_poison(kit: Kit):
 
 
 @pytest.mark.parametrize("code", ["40001", "40P01"])
-def test_conflicts_are_retried_within_a_second(kit: Kit, code: str):
+def test_conflicts_are_retried_within_a_second(kit: Kit, code: str) -> None:
     """A serialization failure in a handler is a counted Retry after at most 1 s."""
 
     async def run(job: Any, ctx: Any) -> None:
@@ -459,7 +458,7 @@ def test_conflicts_are_retried_within_a_second(kit: Kit, code: str):
     assert (failed.outcome, failed.number) == ("retry", 1)
 
 
-def test_unwritable_outcome_is_kept_until_accepted(kit: Kit):
+def test_unwritable_outcome_is_kept_until_accepted(kit: Kit) -> None:
     """While the database refuses, outcomes wait; then they are written."""
     started, go, back = threading.Event(), threading.Event(), threading.Event()
     refused: list[str] = []
@@ -487,7 +486,7 @@ def test_unwritable_outcome_is_kept_until_accepted(kit: Kit):
     assert kit.until_state(job, "completed").result == 7
 
 
-def test_commit_without_an_answer_is_looked_up_first(kit: Kit):
+def test_commit_without_an_answer_is_looked_up_first(kit: Kit) -> None:
     """When COMMIT gets no answer, the row is read before anything else happens."""
     lost: list[str] = []
     kit.on_engine = answerless_commit(lost, happens=True)
@@ -505,8 +504,8 @@ def test_commit_without_an_answer_is_looked_up_first(kit: Kit):
     assert kit.attempts(job) == []
 
 
-def test_priority_ranks_inside_a_queue_and_queues_share_in_turn(kit: Kit):
-    """Higher first inside a queue; a queue full of urgent jobs does not starve another."""
+def test_priority_ranks_inside_a_queue_and_queues_share_in_turn(kit: Kit) -> None:
+    """Higher first inside a queue; no queue starves another."""
     order: list[tuple[str, int]] = []
 
     async def run(job: Any, ctx: Any) -> None:
@@ -528,7 +527,7 @@ def test_priority_ranks_inside_a_queue_and_queues_share_in_turn(kit: Kit):
     assert len({c.queue for c in claimed}) == 2
 
 
-def test_final_job_frees_its_unique_key(kit: Kit):
+def test_final_job_frees_its_unique_key(kit: Kit) -> None:
     """A finished job leaves its key free; requeue into a taken key is refused."""
 
     async def run(job: Any, ctx: Any) -> None:
@@ -547,7 +546,7 @@ def test_final_job_frees_its_unique_key(kit: Kit):
         assert requeue(session, Job, [first]).duplicates == (first,)
 
 
-def test_lazy_relationship_uses_the_session(threads: Kit):
+def test_lazy_relationship_uses_the_session(threads: Kit) -> None:
     """A lazy load opens the session's transaction, so the outcome commits with it."""
     kit, seen = threads, []
     kit.add_owner("Ada")
@@ -566,7 +565,7 @@ def test_lazy_relationship_uses_the_session(threads: Kit):
     assert kit.states() == ["completed"]
 
 
-def test_loaded_relationship_of_an_async_handler_needs_no_session(aio: Kit):
+def test_loaded_relationship_of_an_async_handler_needs_no_session(aio: Kit) -> None:
     """What the class's `load=` names is there before the handler runs."""
     kit, seen = aio, []
     kit.add_owner("Ada")
@@ -584,13 +583,14 @@ def test_loaded_relationship_of_an_async_handler_needs_no_session(aio: Kit):
     assert kit.states() == ["completed"]
 
 
-def test_orm_edit_of_a_running_job_by_somebody_else_is_stale(kit: Kit):
+def test_orm_edit_of_a_running_job_by_somebody_else_is_stale(kit: Kit) -> None:
     """Somebody else's ORM edit may raise StaleDataError; update(Job) works."""
     (job,) = kit.add()
     with kit.Session() as session:
         row = session.get(Job, job)
         with kit.Session.begin() as other:
             claim(other, Job)
+        assert row is not None
         row.tags = ["edited"]
 
         with pytest.raises(StaleDataError):
