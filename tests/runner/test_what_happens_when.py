@@ -218,8 +218,8 @@ def test_interrupted_attempt_gets_a_base_exception_and_a_closed_session(
     kit: Kit, what: str
 ) -> None:
     """
-    Context and session raise AttemptInterrupted, which `except Exception` cannot hide; who
-    swallows it is refused at every later flush and commit.
+    Context and session raise AttemptInterrupted, which `except Exception` cannot hide;
+    who swallows it is refused at every later flush and commit.
     """
     running, over = threading.Event(), threading.Event()
     raised: list[str] = []
@@ -267,8 +267,10 @@ def uses_of(job: Any, ctx: Any) -> list[Any]:
     def begin() -> Any:
         return ctx.session.execute(select(1))
 
-    uses = [ctx.raise_if_interrupted, ctx.checkpoint, write, begin]
-    return [*uses, ctx.session.commit]
+    def commit() -> Any:
+        return ctx.session.commit()
+
+    return [ctx.raise_if_interrupted, ctx.checkpoint, write, begin, commit]
 
 
 async def ignoring_cancellation(waiting: Any) -> None:
