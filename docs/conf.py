@@ -14,6 +14,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
+    "sphinxcontrib.mermaid",
 ]
 exclude_patterns = ["_build", "examples"]
 html_theme = "furo"
@@ -21,6 +22,8 @@ html_title = "sqla_jobs"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+# ```mermaid is a diagram here as it is on code hosts.
+myst_fence_as_directive = ["mermaid"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -34,6 +37,9 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|datetime|types|uuid|logging|asyncio|contextlib)\..*"),
     ("py:class", r"(bool|bytes|dict|float|int|list|object|set|str|tuple|type|None)"),
     ("py:(class|exc)", r"(Base)?(Exception|TypeError|ValueError|RuntimeError)"),
+    # Names under TYPE_CHECKING, aliases and type variables.
+    ("py:class", r"(AsyncSession|async_sessionmaker|sessionmaker|Around|OnError)"),
+    ("py:class", r"sqla_jobs\.(models\.arg\.T|_hooks\._Maker)"),
     ("py:class", r"Setting"),  # an alias; its page says what it is
     ("py:class", r"(Any|Self|T|datetime|timedelta|Callable|Iterator|Mapping|Sequence)"),
 ]

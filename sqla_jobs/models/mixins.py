@@ -36,7 +36,7 @@ class JobMixin(metaclass=_Typed):
     """
     Makes the first class of a hierarchy a job table, its subclasses kinds of jobs.
 
-    The constructor of a job takes its `Arg`s, its mapped attributes, and:
+    The constructor of a job takes each `Arg`, its mapped attributes, and:
 
     Args:
         queue: Default the class's.
@@ -49,7 +49,7 @@ class JobMixin(metaclass=_Typed):
         timeout: The longest attempt; default the class's.
         lease: 3 s or more; default the class's, else the runner's.
         tags: Strings for filters in queries.
-        payload: JSON beside the `Arg`s; a dict.
+        payload: JSON beside each `Arg`; a dict.
         payload_bytes: Whatever JSON does not hold.
         meta: JSON that travels with the job, such as a trace context.
 

@@ -67,7 +67,7 @@ class _Base(Generic[R]):
 
     @property
     def cancelled(self) -> bool:
-        """Whether this attempt must end: cancelled, timed out, lost or shutdown."""
+        """Whether this attempt must end (cancelled, timed out, lost or shutdown)."""
         return self._attempt.interruption is not None
 
     @property
@@ -81,7 +81,7 @@ class _Base(Generic[R]):
 
     @property
     def idempotency_key(self) -> str:
-        """A text for external services: the same in all attempts and requeues."""
+        """A text for external services, the same in all attempts and requeues."""
         return f"{self._attempt.tables.table.fullname}:{self._attempt.job_id}"
 
     @property
