@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqla_jobs import JobState
 
 PROCESSES = 2
-SLICES, PAUSE = 30, 0.05
+SLICES, PAUSE = 40, 0.05
 LONGEST = 300.0  # seconds until the demonstration gives up
 
 
@@ -116,8 +116,10 @@ class Demo:
         """Kill the process that is in the middle of the cross-reference, likewise."""
         if jobs.done < jobs.total - 1:
             return False
-        begun = BuildCrossReference.checkpoint["cursor"].is_not(None)
-        return self.kill(begun, "in the middle of the cross-reference")
+        # What it has committed until then must neither be lost nor be done again.
+        cursor = BuildCrossReference.checkpoint["cursor"].as_integer()
+        half = cursor >= len(self.files) // 2
+        return self.kill(half, "in the middle of the cross-reference")
 
     def kill(self, which: ColumnElement[bool], doing: str) -> bool:
         """Kill the process with most such jobs running; start another one."""
