@@ -75,8 +75,14 @@ class JobDialect(ABC):
         """Return a table made of one bound array per column."""
 
     @abstractmethod
-    def lock(self, stmt: Select[Any], *, skip: bool, of: Any = None) -> Select[Any]:
-        """Return *stmt* locking its rows against other writers, not against readers."""
+    def lock(
+        self, stmt: Select[Any], *, skip: bool, of: Any = None, delete: bool = False
+    ) -> Select[Any]:
+        """
+        Return *stmt* locking its rows against other writers, not against readers.
+
+        With *delete* also against rows that come to refer to them.
+        """
 
     @abstractmethod
     def upsert(

@@ -78,9 +78,11 @@ class PostgreSQLDialect(JobDialect):
         made = [column(key, type_) for key, type_ in columns.items()]
         return func.unnest(*arrays).table_valued(*made).render_derived(name=name)
 
-    def lock(self, stmt: Select[Any], *, skip: bool, of: Any = None) -> Select[Any]:
+    def lock(
+        self, stmt: Select[Any], *, skip: bool, of: Any = None, delete: bool = False
+    ) -> Select[Any]:
         """Return *stmt* with FOR NO KEY UPDATE, which foreign keys to jobs survive."""
-        return stmt.with_for_update(key_share=True, skip_locked=skip, of=of)
+        return stmt.with_for_update(key_share=not delete, skip_locked=skip, of=of)
 
     def upsert(
         self,

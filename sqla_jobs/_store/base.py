@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -13,8 +13,13 @@ from sqlalchemy import (
     Connection,
     CursorResult,
     Executable,
+    FromClause,
+    Text,
     case,
+    func,
     literal,
+    literal_column,
+    select,
 )
 from sqlalchemy.exc import ProgrammingError
 from sqlalchemy.orm import Session
@@ -129,3 +134,19 @@ def state_rule(
 def states_in(states: Sequence[JobState] | frozenset[JobState]) -> list[str]:
     """Return *states* as sorted texts, for a stable statement."""
     return sorted(state.value for state in states)
+
+
+def among(column: ColumnElement[int], rows: FromClause) -> ColumnElement[bool]:
+    """
+    Return whether *column* is one of the ids of *rows*, which is read once.
+
+    Unlike a join it is always looked up in the primary key: a plan made without the
+    LIMIT of *rows* would rather read the whole table.
+    """
+    ids = select(rows.c.id).scalar_subquery()
+    return column == func.any(func.array(ids))
+
+
+def literal_states(states: Iterable[JobState]) -> list[ColumnElement[str]]:
+    """Return *states* as SQL texts: bound ones would not match a partial index."""
+    return [literal_column(f"'{state}'", Text()) for state in sorted(states)]

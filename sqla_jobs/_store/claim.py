@@ -177,8 +177,8 @@ def check_limit(limit: object) -> None:
     Raises:
         JobValueError: As said.
     """
-    whole = isinstance(limit, int) and not isinstance(limit, bool)
-    if not whole or not 1 <= limit <= MAX_LIMIT:
+    whole = limit if isinstance(limit, int) and not isinstance(limit, bool) else 0
+    if not 1 <= whole <= MAX_LIMIT:
         raise JobValueError(f"limit must be 1 to {MAX_LIMIT}, got {limit!r}")
 
 

@@ -32,7 +32,14 @@ from sqla_jobs._core.settle import REASON_BYTES
 from sqla_jobs._core.states import CANCELLABLE, FINAL, LIVE, JobState, Lane
 from sqla_jobs._core.text import clean_text
 from sqla_jobs._dialects import JobDialect, bind
-from sqla_jobs._store.base import built_once, connection_of, execute, states_in
+from sqla_jobs._store.base import (
+    among,
+    built_once,
+    connection_of,
+    execute,
+    literal_states,
+    states_in,
+)
 from sqla_jobs._store.claim import check_limit, check_names, kinds_of
 from sqla_jobs.errors import DuplicateJob, JobValueError
 from sqla_jobs.models import JobTables, job_tables
@@ -98,7 +105,7 @@ def _cancelling(tables: JobTables, dialect: JobDialect) -> Executable:
     waiting = job.state.in_(states_in(CANCELLABLE))
     return (
         update(tables.table)
-        .where(job.id == locked.c.id)
+        .where(among(job.id, locked))
         .values(
             state=case((waiting, JobState.CANCELLED.value), else_=job.state),
             finished_at=case((waiting, dialect.now())),
@@ -180,7 +187,7 @@ def _requeueing(tables: JobTables, dialect: JobDialect) -> Executable:
     keep = bind("keep", Boolean())
     return (
         update(tables.table)
-        .where(job.id == locked.c.id, ~_key_taken(tables), _first_of_key(tables))
+        .where(among(job.id, locked), ~_key_taken(tables), _first_of_key(tables))
         .values(
             state=JobState.AVAILABLE.value,
             run_at=dialect.now(),
@@ -202,7 +209,7 @@ def _requeueing(tables: JobTables, dialect: JobDialect) -> Executable:
 def _key_taken(tables: JobTables) -> ColumnElement[bool]:
     job, other = tables.table.c, tables.table.alias("other").c
     return exists().where(
-        other.unique_key == job.unique_key, other.state.in_(states_in(LIVE))
+        other.unique_key == job.unique_key, other.state.in_(literal_states(LIVE))
     )
 
 
@@ -309,8 +316,9 @@ def _purging(tables: JobTables, dialect: JobDialect) -> Executable:
         .order_by(job.id)
         .limit(bind("limit", Integer())),
         skip=True,
+        delete=True,
     ).cte("old")
-    gone = delete(tables.table).where(job.id == old.c.id).returning(job.id).cte("gone")
+    gone = delete(tables.table).where(among(job.id, old)).returning(job.id).cte("gone")
     log = delete(tables.attempts).where(attempt.job_id == gone.c.id).cte("logged")
     return select(func.count()).select_from(gone).add_cte(log)
 
@@ -331,8 +339,7 @@ def apply_retention(
     deleted = 0
     for (state, age), kinds in retention_groups(tables).items():
         params = {
-            "states": [state],
-            "queues": None,
+            "state": state,
             "kinds": kinds,
             "age": age,
             "limit": limit,
@@ -358,19 +365,19 @@ def retention_groups(tables: JobTables) -> dict[tuple[str, timedelta], list[str]
 def _retaining(tables: JobTables, dialect: JobDialect) -> Executable:
     """As `_purging`, but by the index on finished jobs: oldest first."""
     job, attempt = tables.table.c, tables.attempts.c
-    state = bind("states", ARRAY(Text()))
     old = dialect.lock(
         select(job.id)
         .where(
-            job.state.in_(states_in(FINAL)),
-            job.state == func.any(state),
+            job.state.in_(literal_states(FINAL)),  # what the index is on
+            job.state == bind("state", Text()),
             job.finished_at <= dialect.now() - bind("age", Interval()),
             job.kind == func.any(bind("kinds", ARRAY(Text()))),
         )
         .order_by(job.finished_at)
         .limit(bind("limit", Integer())),
         skip=True,
+        delete=True,
     ).cte("old")
-    gone = delete(tables.table).where(job.id == old.c.id).returning(job.id).cte("gone")
+    gone = delete(tables.table).where(among(job.id, old)).returning(job.id).cte("gone")
     log = delete(tables.attempts).where(attempt.job_id == gone.c.id).cte("logged")
     return select(func.count()).select_from(gone).add_cte(log)

@@ -29,7 +29,7 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs._core.states import FINAL, WAITING, JobState, Lane
 from sqla_jobs._dialects import JobDialect, bind
-from sqla_jobs._store.base import built_once, execute, state_rule, states_in
+from sqla_jobs._store.base import among, built_once, execute, state_rule, states_in
 from sqla_jobs._store.claim import check_limit, check_names, literal_state
 from sqla_jobs._store.settle import ATTEMPT_COLUMNS
 from sqla_jobs.errors import JobValueError
@@ -114,7 +114,7 @@ def _rescuing(tables: JobTables, dialect: JobDialect) -> Executable:
     )
     rescued = (
         update(tables.table)
-        .where(job.id == expired.c.id)
+        .where(among(job.id, expired))
         .values(
             state=state,
             lane=Lane.RESCUED,
@@ -210,7 +210,7 @@ def _staging(tables: JobTables, dialect: JobDialect) -> Executable:
     ).cte("due")
     staged = (
         update(tables.table)
-        .where(job.id == due.c.id)
+        .where(among(job.id, due))
         .values(state=JobState.AVAILABLE.value)
         .returning(job.id)
         .cte("staged")

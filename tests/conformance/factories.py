@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     RowMapping,
     Text,
+    cast,
     event,
     func,
     insert,
@@ -135,7 +136,7 @@ def fill(session: Session, count: int, **columns: Any) -> None:
     values = {"kind": "work", "run_at": NOW, "state": "available", **columns}
     names = list(values)
     numbers = func.generate_series(1, count).table_valued("n")
-    literals = [func.coalesce(values[n], type_=table.c[n].type) for n in names]
+    literals = [cast(values[name], table.c[name].type) for name in names]
     rows = select(*literals).select_from(numbers)
     session.execute(insert(table).from_select(names, rows))
 
