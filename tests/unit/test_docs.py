@@ -146,7 +146,7 @@ def test_retention_has_its_defaults() -> None:
 
 
 def test_keywords_of_a_job_have_their_defaults() -> None:
-    """Each keyword that every job takes has its line, with where its default is from."""
+    """Each keyword that every job takes has its line, with its default."""
     rows = table_rows(section(page("options.md"), "Keywords of a job"), "name")
     inherited = {f.name for f in dataclasses.fields(ClassOptions)}
     own = plan_of(Plain).row | {"payload": {}}
