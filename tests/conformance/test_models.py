@@ -485,7 +485,12 @@ def test_channel_name_is_pinned() -> None:
     class Job(JobMixin, Base):
         __tablename__ = "jobs"
 
+    class Other(JobMixin, Base):
+        __tablename__ = "jobs"
+        __table_args__ = {"schema": "work"}
+
     assert job_tables(Job).channel == "sqla_jobs_cd216f02a0a31663"
+    assert job_tables(Other).channel == "sqla_jobs_cffe95ec4ec4771c"
 
 
 @EVERY_BASE
