@@ -108,6 +108,9 @@ def _attach(session: Session, attempt: Attempt) -> Session:
     session.info[_KEY] = attempt
     attempt.session = session
     session.add(attempt.job)
+    begun = session.get_transaction()
+    if begun is not None:
+        begun.close()  # so that `with ctx.session.begin():` works, as on a new session
     return session
 
 

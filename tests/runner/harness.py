@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,8 @@ from sqlalchemy.orm import (
 )
 
 from sqla_jobs import Arg, JobMixin, arg, constant
+from sqla_jobs._store.claim import claim
+from sqla_jobs._store.sweep import rescue
 from sqla_jobs.handlers import Handler
 from sqla_jobs.runner.aio import AsyncRunner
 from sqla_jobs.runner.threads import Runner
@@ -416,6 +418,15 @@ class Kit:
             for cls in self._handled:
                 del cls.__job_handler__
             clear(self.engine)
+
+
+def take_over(kit: Kit, job: int) -> Any:
+    """Let somebody else rescue and claim the job, its lease having run out."""
+    late = datetime.now(UTC) + timedelta(days=1)
+    with kit.Session.begin() as session:
+        assert [taken.job_id for taken in rescue(session, Job, now=late)] == [job]
+        (claimed,) = claim(session, Job, now=late)
+    return claimed
 
 
 def clear(engine: Engine) -> None:

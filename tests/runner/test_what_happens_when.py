@@ -37,6 +37,7 @@ from tests.runner.harness import (
     answerless_commit,
     effects,
     ok,
+    take_over,
     wait_for,
 )
 
@@ -293,15 +294,6 @@ async def until_cancelled(ctx: Any) -> None:
                 await asyncio.sleep(0.005)
             except asyncio.CancelledError:
                 continue
-
-
-def take_over(kit: Kit, job: int) -> Any:
-    """Let somebody else rescue and claim the job, its lease having run out."""
-    late = datetime.now(UTC) + timedelta(days=1)
-    with kit.Session.begin() as session:
-        assert [taken.job_id for taken in rescue(session, Job, now=late)] == [job]
-        (claimed,) = claim(session, Job, now=late)
-    return claimed
 
 
 def test_lost_lease_in_a_verb_is_an_ordinary_exception(kit: Kit) -> None:
