@@ -49,7 +49,8 @@ class PsycopgListener:
                 for _ in raw.notifies(timeout=STEP):
                     on_wake()
                 if clock.monotonic() >= check_at:
-                    raw.execute("SELECT 1")
+                    with _hearing(raw, on_wake):
+                        raw.execute("SELECT 1")
                     check_at = clock.monotonic() + CHECK_EVERY
 
     async def listen_async(
@@ -67,8 +68,9 @@ class PsycopgListener:
             while True:
                 async for _ in raw.notifies(timeout=CHECK_EVERY):
                     on_wake()
-                async with asyncio.timeout(CHECK_TIMEOUT):
-                    await raw.execute("SELECT 1")
+                with _hearing(raw, on_wake):
+                    async with asyncio.timeout(CHECK_TIMEOUT):
+                        await raw.execute("SELECT 1")
 
 
 @contextmanager
@@ -95,6 +97,19 @@ async def _listening_async(
         yield raw
     finally:
         await raw.close()
+
+
+@contextmanager
+def _hearing(raw: Any, on_wake: Callable[[], None]) -> Iterator[None]:
+    # Before psycopg 3.2.4 what arrives with an answer reaches handlers only.
+    def handle(notification: psycopg.Notify) -> None:
+        on_wake()
+
+    raw.add_notify_handler(handle)
+    try:
+        yield
+    finally:
+        raw.remove_notify_handler(handle)
 
 
 def _connect(engine: Engine) -> Any:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Engine, ForeignKey, event, select
+from sqlalchemy import Engine, ForeignKey, event, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.schema import CreateSchema, DropSchema
 
@@ -117,13 +117,15 @@ class Ear:
         raw: Any = connection.connection.driver_connection
         self.raw = raw
         connection.detach()
+        self.engine = engine
         self.channel = root.__jobs__.channel
         self.raw.execute(f'LISTEN "{self.channel}"')
 
     def heard(self) -> int:
         """Return how many wake-ups were committed since the last call."""
         # Notifications come in the order of commits, so ours is the last.
-        self.raw.execute(f"NOTIFY \"{self.channel}\", 'end'")
+        with self.engine.begin() as connection:
+            connection.execute(select(func.pg_notify(self.channel, "end")))
         payloads = []
         for notification in self.raw.notifies(timeout=10):
             payloads.append(notification.payload)
