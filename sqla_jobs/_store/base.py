@@ -17,7 +17,6 @@ from sqlalchemy import (
     Text,
     case,
     func,
-    literal,
     literal_column,
     select,
 )
@@ -26,6 +25,7 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs._core.states import SETTLE_RULES, JobState
 from sqla_jobs._dialects import JobDialect, dialect_of
+from sqla_jobs._dialects.base import BIND_PREFIX
 from sqla_jobs.errors import MissingTables
 from sqla_jobs.models import JobTables
 
@@ -64,7 +64,7 @@ def execute(
 
 def prefixed(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return *params* under the names that `bind` gives them."""
-    return {f"p_{name}": value for name, value in params.items()}
+    return {BIND_PREFIX + name: value for name, value in params.items()}
 
 
 @contextmanager
@@ -118,22 +118,22 @@ def state_rule(
     """Return `states.SETTLE_RULES` as a CASE over *action* and the named conditions."""
     if isinstance(action, str):
         rules = [rule for rule in SETTLE_RULES if rule[0] == action]
-        whens = [(conditions[c], s.value) for _, c, s in rules if c is not None]
-        return case(*whens, else_=literal(rules[-1][2].value))
+        whens = [(conditions[c], word(s)) for _, c, s in rules if c is not None]
+        return case(*whens, else_=word(rules[-1][2]))
     whens = []
     for name, condition, state in SETTLE_RULES:
         if name == "rescue":
             continue
-        test = action == name
+        test = action == word(name)
         if condition is not None:
             test = test & conditions[condition]
-        whens.append((test, state.value))
+        whens.append((test, word(state)))
     return case(*whens)
 
 
-def states_in(states: Sequence[JobState] | frozenset[JobState]) -> list[str]:
-    """Return *states* as sorted texts, for a stable statement."""
-    return sorted(state.value for state in states)
+def word(text: str) -> ColumnElement[str]:
+    """Return one of our own words as SQL: a bound one would match no partial index."""
+    return literal_column(f"'{text}'", Text())
 
 
 def among(column: ColumnElement[int], rows: FromClause) -> ColumnElement[bool]:
@@ -148,5 +148,5 @@ def among(column: ColumnElement[int], rows: FromClause) -> ColumnElement[bool]:
 
 
 def literal_states(states: Iterable[JobState]) -> list[ColumnElement[str]]:
-    """Return *states* as SQL texts: bound ones would not match a partial index."""
-    return [literal_column(f"'{state}'", Text()) for state in sorted(states)]
+    """Return *states* as SQL, in a stable order."""
+    return [word(state) for state in sorted(states)]

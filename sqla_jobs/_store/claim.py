@@ -26,7 +26,6 @@ from sqlalchemy import (
     func,
     inspect,
     literal,
-    literal_column,
     null,
     or_,
     select,
@@ -43,6 +42,7 @@ from sqla_jobs._store.base import (
     execute,
     naming_missing_tables,
     prefixed,
+    word,
 )
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
@@ -382,12 +382,7 @@ def _candidates(
 def claimable(tables: JobTables) -> ColumnElement[bool]:
     """Return the predicate of the claim index, literally."""
     job = tables.table.c
-    return and_(job.state == literal_state(JobState.AVAILABLE), ~job.ordered)
-
-
-def literal_state(state: JobState) -> ColumnElement[str]:
-    """Return *state* as SQL text: a bound one would not match a partial index."""
-    return literal_column(f"'{state.value}'", Text())
+    return and_(job.state == word(JobState.AVAILABLE), ~job.ordered)
 
 
 def _given_queues(dialect: JobDialect) -> FromClause:
@@ -398,14 +393,14 @@ def _all_queues(tables: JobTables) -> FromClause:
     """Every queue with claimable jobs, by a loose scan of the claim index."""
     job = tables.table.alias("head")
     first = select(func.min(job.c.queue).label("queue")).where(
-        job.c.state == literal_state(JobState.AVAILABLE), ~job.c.ordered
+        job.c.state == word(JobState.AVAILABLE), ~job.c.ordered
     )
     names = first.cte("names", recursive=True)
     job = tables.table.alias("next")
     following = (
         select(func.min(job.c.queue))
         .where(
-            job.c.state == literal_state(JobState.AVAILABLE),
+            job.c.state == word(JobState.AVAILABLE),
             ~job.c.ordered,
             job.c.queue > names.c.queue,
         )

@@ -22,8 +22,7 @@ from sqlalchemy.types import TypeEngine
 
 from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect, bind
-from sqla_jobs._store.base import Where, built_once, execute
-from sqla_jobs._store.claim import literal_state
+from sqla_jobs._store.base import Where, built_once, execute, word
 from sqla_jobs.models import JobTables
 
 
@@ -107,7 +106,7 @@ def _fencing(tables: JobTables, dialect: JobDialect) -> Executable:
         .where(
             job.id == bind("job", BigInteger()),
             job.lease_token == bind("token", BigInteger()),
-            job.state == literal_state(JobState.RUNNING),
+            job.state == word(JobState.RUNNING),
         )
         .values(
             leased_until=func.greatest(job.leased_until, dialect.now() + lease),
@@ -169,7 +168,7 @@ def _renewing(tables: JobTables, dialect: JobDialect) -> Executable:
         .where(
             job.id == given.c.job_id,
             job.lease_token == given.c.token,
-            job.state == literal_state(JobState.RUNNING),
+            job.state == word(JobState.RUNNING),
         )
         .order_by(job.id),
         skip=True,
@@ -203,7 +202,7 @@ def _looking(tables: JobTables, dialect: JobDialect) -> Executable:
     return select(job.id, job.lease_token).where(
         job.id == given.c.job_id,
         job.lease_token == given.c.token,
-        job.state == literal_state(JobState.RUNNING),
+        job.state == word(JobState.RUNNING),
     )
 
 

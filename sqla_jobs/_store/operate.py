@@ -38,7 +38,6 @@ from sqla_jobs._store.base import (
     connection_of,
     execute,
     literal_states,
-    states_in,
 )
 from sqla_jobs._store.claim import check_limit, check_names, kinds_of
 from sqla_jobs.errors import DuplicateJob, JobValueError
@@ -101,8 +100,8 @@ def request_cancel(
 @built_once
 def _cancelling(tables: JobTables, dialect: JobDialect) -> Executable:
     job = tables.table.c
-    locked = _locked(tables, dialect, [job.state.in_(states_in(LIVE))])
-    waiting = job.state.in_(states_in(CANCELLABLE))
+    locked = _locked(tables, dialect, [job.state.in_(literal_states(LIVE))])
+    waiting = job.state.in_(literal_states(CANCELLABLE))
     return (
         update(tables.table)
         .where(among(job.id, locked))
@@ -183,7 +182,7 @@ def _requeue_rows(
 @built_once
 def _requeueing(tables: JobTables, dialect: JobDialect) -> Executable:
     job = tables.table.c
-    locked = _locked(tables, dialect, [job.state.in_(states_in(FINAL))])
+    locked = _locked(tables, dialect, [job.state.in_(literal_states(FINAL))])
     keep = bind("keep", Boolean())
     return (
         update(tables.table)
@@ -221,7 +220,7 @@ def _first_of_key(tables: JobTables) -> ColumnElement[bool]:
         other.unique_key == job.unique_key,
         other.id < job.id,
         other.id == func.any(ids),
-        other.state.in_(states_in(FINAL)),
+        other.state.in_(literal_states(FINAL)),
     )
 
 
@@ -239,7 +238,9 @@ def _finding_duplicates(tables: JobTables, _dialect: JobDialect) -> Executable:
     return (
         select(job.id)
         .where(
-            job.id == func.any(ids), job.state.in_(states_in(FINAL)), _key_taken(tables)
+            job.id == func.any(ids),
+            job.state.in_(literal_states(FINAL)),
+            _key_taken(tables),
         )
         .order_by(job.id)
     )

@@ -13,11 +13,13 @@ from sqlalchemy import (
     Executable,
     Float,
     FromClause,
+    Integer,
     Text,
     Update,
     case,
     func,
     insert,
+    literal_column,
     null,
     select,
     update,
@@ -27,8 +29,14 @@ from sqlalchemy.types import TypeEngine
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import FINAL, JobState, Lane
 from sqla_jobs._dialects import JobDialect
-from sqla_jobs._store.base import Where, built_once, execute, state_rule, states_in
-from sqla_jobs._store.claim import literal_state
+from sqla_jobs._store.base import (
+    Where,
+    built_once,
+    execute,
+    literal_states,
+    state_rule,
+    word,
+)
 from sqla_jobs.models import JobTables
 
 _COLUMNS: dict[str, TypeEngine[Any]] = {
@@ -43,6 +51,8 @@ _COLUMNS: dict[str, TypeEngine[Any]] = {
     "error": Text(),
     "traceback": Text(),
 }
+SPENT = "attempts used up"
+ONE, ZERO = literal_column("1", Integer()), literal_column("0", Integer())
 _LOGGED = ("retry", "cancel", "discard")  # a good job costs no attempt row
 
 
@@ -98,14 +108,23 @@ def _held(tables: JobTables, dialect: JobDialect, *, skip: bool) -> CTE:
     The given outcomes of attempts that hold their job, the rows locked in id order.
 
     An UPDATE alone locks in the order of its plan: a deadlock with whoever locks by id.
+    The next state is worked out once, here: psycopg parses a statement of more than
+    4,096 characters anew each time.
     """
     given, job = dialect.rows("given", _COLUMNS), tables.table.c
+    state = state_rule(
+        given.c.action,
+        {
+            "cancel_requested": job.cancel_requested_at.is_not(null()),
+            "exhausted": job.attempt >= job.max_attempts,
+        },
+    )
     held = (
-        select(given)
+        select(state.label("next"), *(c for c in given.c if c.key != "token"))
         .where(
             job.id == given.c.job_id,
             job.lease_token == given.c.token,
-            job.state == literal_state(JobState.RUNNING),
+            job.state == word(JobState.RUNNING),
         )
         .order_by(job.id)
     )
@@ -114,35 +133,28 @@ def _held(tables: JobTables, dialect: JobDialect, *, skip: bool) -> CTE:
 
 def _settled(tables: JobTables, dialect: JobDialect, *, skip: bool) -> Update:
     job, new = tables.table.c, _held(tables, dialect, skip=skip).c
-    state = state_rule(
-        new.action,
-        {
-            "cancel_requested": job.cancel_requested_at.is_not(null()),
-            "exhausted": job.attempt >= job.max_attempts,
-        },
-    )
-    back = new.action.in_(("release", "snooze"))
+    final = new.next.in_(literal_states(FINAL))
+    is_retry, is_snooze = new.action == word("retry"), new.action == word("snooze")
+    back = is_snooze | (new.action == word("release"))
+    own_reason = (new.action == word("cancel")) | (new.next != word("cancelled"))
+    spent = is_retry & (new.next == word("discarded"))
     due = func.coalesce(new.at, dialect.now() + dialect.seconds(new.delay), job.run_at)
-    exhausted = (new.action == "retry") & (job.attempt >= job.max_attempts)
     return (
         update(tables.table)
         .where(job.id == new.job_id)
         .values(
-            state=state,
-            attempt=case((back, job.attempt - 1), else_=job.attempt),
-            snoozes=case((new.action == "snooze", job.snoozes + 1), else_=job.snoozes),
-            lane=case((new.action == "retry", Lane.RETRIED), else_=job.lane),
+            state=new.next,
+            attempt=job.attempt - case((back, ONE), else_=ZERO),
+            snoozes=job.snoozes + case((is_snooze, ONE), else_=ZERO),
+            lane=case((is_retry, literal_column(str(Lane.RETRIED))), else_=job.lane),
             run_at=due,
             leased_until=null(),
-            finished_at=case((state.in_(states_in(FINAL)), dialect.now())),
+            finished_at=case((final, dialect.now())),
             result=dialect.json(new.result),
             checkpoint=func.coalesce(dialect.json(new.checkpoint), job.checkpoint),
             reason=case(
-                (
-                    (state == JobState.CANCELLED.value) & (new.action != "cancel"),
-                    job.reason,  # the request's
-                ),
-                else_=func.coalesce(new.reason, case((exhausted, "attempts used up"))),
+                (own_reason, func.coalesce(new.reason, case((spent, word(SPENT))))),
+                else_=job.reason,  # the request's
             ),
             last_error=func.coalesce(new.error, job.last_error),
         )
@@ -169,7 +181,7 @@ def _logged(tables: JobTables, dialect: JobDialect, settled: FromClause) -> Any:
         settled.c.action,
         func.coalesce(settled.c.error, settled.c.reason),
         settled.c.traceback,
-    ).where(settled.c.action.in_(_LOGGED))
+    ).where(settled.c.action.in_([word(action) for action in _LOGGED]))
     return insert(tables.attempts).from_select(ATTEMPT_COLUMNS, rows)
 
 

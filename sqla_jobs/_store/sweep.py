@@ -29,8 +29,15 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs._core.states import FINAL, WAITING, JobState, Lane
 from sqla_jobs._dialects import JobDialect, bind
-from sqla_jobs._store.base import among, built_once, execute, state_rule, states_in
-from sqla_jobs._store.claim import check_limit, check_names, literal_state
+from sqla_jobs._store.base import (
+    among,
+    built_once,
+    execute,
+    literal_states,
+    state_rule,
+    word,
+)
+from sqla_jobs._store.claim import check_limit, check_names
 from sqla_jobs._store.settle import ATTEMPT_COLUMNS
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
@@ -121,7 +128,7 @@ def _rescuing(tables: JobTables, dialect: JobDialect) -> Executable:
             crashes=crashes,
             lease_token=job.lease_token + 1,
             leased_until=null(),
-            finished_at=case((state.in_(states_in(FINAL)), dialect.now())),
+            finished_at=case((state.in_(literal_states(FINAL)), dialect.now())),
             reason=reason,
             last_error=_CRASHED,
         )
@@ -156,7 +163,7 @@ def _expired(tables: JobTables, dialect: JobDialect) -> Any:
     return dialect.lock(
         select(job.id)
         .where(
-            job.state == literal_state(JobState.RUNNING),
+            job.state == word(JobState.RUNNING),
             job.leased_until < late,
             or_(queues.is_(null()), job.queue == func.any(queues)),
         )
@@ -200,7 +207,7 @@ def stage(
 @built_once
 def _staging(tables: JobTables, dialect: JobDialect) -> Executable:
     job = tables.table.c
-    waiting = or_(*(job.state == literal_state(state) for state in sorted(WAITING)))
+    waiting = or_(*(job.state == word(state) for state in sorted(WAITING)))
     due = dialect.lock(
         select(job.id)
         .where(waiting, job.run_at <= dialect.now())
