@@ -174,6 +174,19 @@ def test_annotation_of_a_later_class() -> None:
     assert Later(what=Defined(3)).what == Defined(3)
 
 
+def test_annotation_of_a_local_class() -> None:
+    """An annotation may name what only the enclosing function knows."""
+
+    @dataclass
+    class Inner:
+        x: int
+
+    class Local(Job, kind="args_local"):
+        what: Arg[list[Inner]]
+
+    assert Local(what=[Inner(3)]).payload == {"what": [{"x": 3}]}
+
+
 def test_annotation_of_an_unknown_name() -> None:
     """A name that is never defined is named by the first job."""
 
