@@ -15,7 +15,6 @@ from sqla_jobs.errors import SqlaJobsError
 _OURS = str(Path(__file__).parents[1]) + os.sep
 _IMPORT_MODULE = str(Path("importlib", "__init__.py"))
 _SQLALCHEMY = str(Path(sqlalchemy.__file__).parent) + os.sep
-_HEADER = "Traceback (most recent call last):\n"
 
 
 class TargetError(click.ClickException):
@@ -47,12 +46,8 @@ def user_traceback(exc: BaseException) -> str:
     An error that this library raises ends with the application's last frame.
     """
     found = traceback.TracebackException.from_exception(exc)
-    frames = user_frames(exc)
-    found.stack = traceback.StackSummary.from_list(frames)
-    text = "".join(found.format())
-    if frames or found.__context__ or found.__cause__:
-        return text
-    return text.removeprefix(_HEADER)  # a syntax error has no frames, but a place
+    found.stack = traceback.StackSummary.from_list(user_frames(exc))
+    return "".join(found.format())
 
 
 def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
