@@ -24,6 +24,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import TypeEngine
 
 T = TypeVar("T")
+BIND_PREFIX = "_sqlj_"  # a column of the application may be named p_now
 
 
 def bind(
@@ -35,8 +36,8 @@ def bind(
     Its key gets a prefix: a key that is a column's name would join an UPDATE's SET.
     """
     if optional:
-        return bindparam(f"p_{name}", None, type_=type_)
-    return bindparam(f"p_{name}", type_=type_)
+        return bindparam(BIND_PREFIX + name, None, type_=type_)
+    return bindparam(BIND_PREFIX + name, type_=type_)
 
 
 class JobDialect(ABC):
