@@ -7,7 +7,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import delete, func, select
+from sqlalchemy import (
+    delete,
+    func,
+    select,
+)
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_jobs import JobValueError, LeaseLost, PayloadError
@@ -223,10 +227,10 @@ def test_retries_are_spread(session: Session) -> None:
     """Jobs that fail together do not come back together: the backoff has its jitter."""
     claims = [claimed(session) for _ in range(9)]
 
-    for claim in claims:
-        verbs.fail(session, claim, "no", now=AFTER)
+    for one in claims:
+        verbs.fail(session, one, "no", now=AFTER)
 
-    due = {row_of(session, claim.job_id)["run_at"] for claim in claims}
+    due = {row_of(session, one.job_id)["run_at"] for one in claims}
     assert len(due) > 1
 
 
@@ -486,14 +490,14 @@ def test_two_holders_have_one_effect(
     old = elsewhere(claimed)
     new = elsewhere(take_over, old)
 
-    for claim in (old, new):
+    for holder in (old, new):
         with sessions() as session:
-            session.add(Effect(note=str(claim.token)))
+            session.add(Effect(note=str(holder.token)))
             session.flush()
             try:
-                verbs.complete(session, claim)
+                verbs.complete(session, holder)
             except LeaseLost:
-                assert claim is old
+                assert holder is old
             session.commit()
 
     assert elsewhere(count_effects) == 1
