@@ -26,6 +26,7 @@ class Settlement:
     at: datetime | None = None
     result: str | None = None  # JSON text
     checkpoint: str | None = None  # JSON text; None leaves the saved one
+    progress: str | None = None  # likewise
     reason: str | None = None
     error: str | None = None
     traceback: str | None = None

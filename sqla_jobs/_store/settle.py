@@ -47,6 +47,7 @@ _COLUMNS: dict[str, TypeEngine[Any]] = {
     "at": DateTime(timezone=True),
     "result": Text(),
     "checkpoint": Text(),
+    "progress": Text(),
     "reason": Text(),
     "error": Text(),
     "traceback": Text(),
@@ -152,6 +153,7 @@ def _settled(tables: JobTables, dialect: JobDialect, *, skip: bool) -> Update:
             finished_at=case((final, dialect.now())),
             result=dialect.json(new.result),
             checkpoint=func.coalesce(dialect.json(new.checkpoint), job.checkpoint),
+            progress=func.coalesce(dialect.json(new.progress), job.progress),
             reason=case(
                 (own_reason, func.coalesce(new.reason, case((spent, word(SPENT))))),
                 else_=job.reason,  # the request's

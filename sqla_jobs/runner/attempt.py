@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import threading
 import time
-from asyncio import CancelledError
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,10 @@ class Interruption(StrEnum):
     CANCELLED = "a cancel was requested"
     TIMEOUT = "timed out"
     SHUTDOWN = "the runner is shutting down"
+
+
+class TaskCancelled(BaseException):
+    """Somebody else than the runner cancelled the task of an async handler."""
 
 
 class Attempt:
@@ -79,6 +83,8 @@ class Attempt:
         self._state: dict[str, Any] | None = None
         self._backoff: str = job.backoff
         self.progress: str | None = None
+        self.progress_sent: str | None = None  # by the heartbeat's last renewal
+        self.progress_saved: str | None = None
         self.session: Session | None = None
         self.began = False
         self.final: Settlement | None = None
@@ -114,6 +120,11 @@ class Attempt:
         check_json(self._state, "state")
         text = dump(self._state)
         return None if text == self._saved else text
+
+    @property
+    def unsaved_progress(self) -> str | None:
+        """The progress as JSON text if it differs from the saved one."""
+        return None if self.progress is self.progress_saved else self.progress
 
     # Interruption
 
@@ -192,6 +203,7 @@ class Attempt:
                 dbapi.rollback()
             raise
         self.renewed(sent, self.next_lease)
+        self.progress_saved = self.progress
         self._committing = (text, cancel)
 
     def _fence(self, connection: Connection, text: str | None) -> tuple[bool, bool]:
@@ -260,19 +272,28 @@ class Attempt:
         if self.interruption is not None:
             return self.interrupted()
         outcome = value if isinstance(value, Outcome) else Complete(value)
-        return settle_outcome(self.facts, outcome, checkpoint=self.unsaved_state())
+        settlement = settle_outcome(
+            self.facts, outcome, checkpoint=self.unsaved_state()
+        )
+        return replace(settlement, progress=self.unsaved_progress)
 
     def raised(self, exc: BaseException, dialect: JobDialect) -> Settlement | None:
         """Return the settlement of a handler that raised *exc*."""
         if self.interruption is not None:
             return self.interrupted()
+        return replace(self._raised(exc, dialect), progress=self.unsaved_progress)
+
+    def _raised(self, exc: BaseException, dialect: JobDialect) -> Settlement:
         if isinstance(exc, Outcome):
             return self._raised_outcome(exc)
-        if not isinstance(exc, Exception) or isinstance(exc, CancelledError):
-            self.stops_runner = isinstance(exc, SystemExit | KeyboardInterrupt)
+        if isinstance(exc, SystemExit | KeyboardInterrupt):
+            self.stops_runner = True
+            return settle_release(self.facts)
+        if isinstance(exc, TaskCancelled):
             return settle_release(self.facts)
         if dialect.is_conflict(exc):
             return settle_conflict(self.facts, exc)
+        # Any other too: handed back uncounted, the job would come again at once.
         return settle_error(self.facts, exc)
 
     def _raised_outcome(self, outcome: Outcome) -> Settlement:

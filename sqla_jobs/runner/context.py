@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from sqlalchemy.orm import Session
 from typing_extensions import TypeVar
 
-from sqla_jobs._core.payloads import dump
+from sqla_jobs._core.payloads import check_json, dump
 from sqla_jobs._store.claim import check_lease
 from sqla_jobs._store.verbs import check_extra
 from sqla_jobs.errors import AttemptInterrupted, JobValueError
@@ -133,10 +133,11 @@ class _Base(Generic[R]):
         check_extra(extra_attempts)
         if lease is not None:
             check_lease(lease)
+        # What JSON cannot hold is refused before any SQL and changes nothing.
+        check_json({**(attempt.state if values is None else values), **keys}, "state")
         if values is not None:
             attempt.state = dict(values)
         attempt.state.update(keys)
-        attempt.unsaved_state()  # refuses what JSON cannot hold before any SQL
         attempt.next_extra, attempt.next_lease = extra_attempts, lease
 
 

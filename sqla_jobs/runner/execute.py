@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +22,7 @@ from sqla_jobs._store.lease import fence, settled_state
 from sqla_jobs.errors import PayloadError
 from sqla_jobs.handlers import Handler
 from sqla_jobs.models import decode_payload
-from sqla_jobs.runner.attempt import Attempt, Interruption
+from sqla_jobs.runner.attempt import Attempt, Interruption, TaskCancelled
 from sqla_jobs.runner.context import AsyncContext, Context, bind_arguments
 from sqla_jobs.runner.control import Control, Outage
 from sqla_jobs.runner.sessions import needs_session
@@ -247,8 +248,6 @@ class AsyncExecution:
 
     async def _resolve(self, attempt: Attempt, exc: DBAPIError) -> Settlement | None:
         """The COMMIT got no answer: look whether it happened before anything else."""
-        import asyncio
-
         outage = Outage(f"job {attempt.job_id}")
         pause = outage.failed(exc)
         while True:
@@ -268,6 +267,9 @@ class AsyncExecution:
     ) -> Settlement | None:
         if ctx._session is not None:
             await _aquietly(ctx._session.rollback)
+        task = asyncio.current_task()
+        if isinstance(exc, asyncio.CancelledError) and task and task.cancelling():
+            exc = TaskCancelled()
         settlement = attempt.raised(exc, self.around.dialect)
         if settlement is not None and settlement.traceback is not None:
             self.around.report(attempt, ctx, exc)

@@ -93,9 +93,11 @@ class Heartbeat(threading.Thread):
         for lease, found in groupby(due, key=lambda attempt: attempt.lease):
             group = list(found)
             pairs = [(a.job_id, a.token) for a in group]
-            progress = [a.progress for a in group]
+            progress = [a.unsaved_progress for a in group]
             work = partial(_renewing, self.tables, pairs, progress, lease)
             out.append((work, group))
+            for attempt, sent in zip(group, progress, strict=True):
+                attempt.progress_sent = sent
         return out
 
     @staticmethod
@@ -103,7 +105,7 @@ class Heartbeat(threading.Thread):
         if attempt.ended or attempt.interruption is not None:
             return False
         age = now - attempt.renewed_at
-        if attempt.progress is not None and age >= PROGRESS_SECONDS:
+        if attempt.unsaved_progress is not None and age >= PROGRESS_SECONDS:
             return True
         return age >= attempt.lease.total_seconds() * RENEW_AT
 
@@ -138,6 +140,8 @@ class Heartbeat(threading.Thread):
                 self.interrupt(attempt, Interruption.LOST)
                 continue
             attempt.renewed(sent)
+            if attempt.progress_sent is not None:
+                attempt.progress_saved = attempt.progress_sent
             if attempt.job_id in renewed.cancelled:
                 self.interrupt(attempt, Interruption.CANCELLED)
 

@@ -188,3 +188,49 @@ def test_run_one_after_a_stop_runs_as_ever(kit: Kit) -> None:
 async def checkpoints(job: Any, ctx: Any) -> None:
     """Commit midway, which ends the attempt if the runner drains."""
     await ok(ctx.checkpoint(cursor=1))
+
+
+class Rude(BaseException):
+    """Not an Exception, as those of some frameworks."""
+
+
+@pytest.mark.parametrize("error", [Rude, asyncio.CancelledError])
+def test_unknown_base_exception_is_a_counted_failure(
+    kit: Kit, error: type[BaseException]
+) -> None:
+    """
+    A BaseException of the handler's own is counted: handed back uncounted, the job
+    would come again at once, for ever.
+    """
+
+    async def run(job: Any, ctx: Any) -> None:
+        raise error
+
+    kit.handle(run)
+    (job,) = kit.add(Task(max_attempts=2))
+
+    kit.drain()
+
+    row = kit.job(job)
+    assert (row.state, row.attempt) == ("discarded", 2)
+    assert error.__name__ in row.last_error
+
+
+def test_task_cancelled_by_somebody_else_is_handed_back(aio: Kit) -> None:
+    """Who cancels the tasks of the loop ends attempts that did not fail."""
+    kit, runs = aio, []
+
+    async def run(job: Any, ctx: Any) -> None:
+        runs.append(ctx.attempt)
+        if len(runs) == 1:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            await asyncio.sleep(1)
+
+    kit.handle(run)
+    (job,) = kit.add()
+
+    kit.drain()
+
+    assert (runs, kit.job(job).state, kit.attempts(job)) == ([1, 1], "completed", [])
