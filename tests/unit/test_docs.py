@@ -176,7 +176,7 @@ def test_runner_options_have_their_defaults() -> None:
 def test_every_public_name_is_in_the_reference() -> None:
     """Each name of the package is on the page of the API."""
     text = page("api.md")
-    directives = re.findall(r"auto(?:class|function):: (\w+)", text)
+    directives = re.findall(r"auto(?:class|function):: (\w+)\n", text)
     errors = re.findall(r"`(\w+)`", section(text, "Errors"))
 
     assert sorted(directives + errors) == sorted(sqla_jobs.__all__)
