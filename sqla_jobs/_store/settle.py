@@ -137,7 +137,9 @@ def _settled(tables: JobTables, dialect: JobDialect, *, skip: bool) -> Update:
     final = new.next.in_(literal_states(FINAL))
     is_retry, is_snooze = new.action == word("retry"), new.action == word("snooze")
     back = is_snooze | (new.action == word("release"))
-    own_reason = (new.action == word("cancel")) | (new.next != word("cancelled"))
+    # Cancelled without a reason of the handler's: the request has one.
+    own_reason = new.reason.is_not(null()) & (new.action == word("cancel"))
+    own_reason |= new.next != word("cancelled")
     spent = is_retry & (new.next == word("discarded"))
     due = func.coalesce(new.at, dialect.now() + dialect.seconds(new.delay), job.run_at)
     return (

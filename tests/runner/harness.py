@@ -249,6 +249,7 @@ class Kit:
         self.engine_options: dict[str, Any] = {"pool_size": 30}
         self.session_options: dict[str, Any] = {}
         self.on_engine: Callable[[Engine], None] = lambda _: None
+        self.sync_maker: Callable[[Engine], sessionmaker[Any]] = self.make_session
         self.running: list[Running] = []
         self._handled: set[type[Any]] = set()
 
@@ -388,7 +389,7 @@ class Kit:
         finally:
             engine.dispose()
 
-    def sync_maker(self, engine: Engine) -> sessionmaker[Any]:
+    def make_session(self, engine: Engine) -> sessionmaker[Any]:
         """Return the application's sessionmaker on *engine*."""
         return sessionmaker(engine, **self.session_options)
 

@@ -249,7 +249,7 @@ def test_sessionmakers_class_options_and_listeners_are_kept(threads: Kit) -> Non
         event.listen(made[0], "before_flush", lambda *_: flushed.append(1))
         return made[0]
 
-    kit.sync_maker = maker  # type: ignore[method-assign]
+    kit.sync_maker = maker
     seen: list[Any] = []
 
     async def run(job: Any, ctx: Any) -> None:
@@ -282,7 +282,7 @@ def test_tenant_filter_of_the_application_does_not_empty_the_claim(
         event.listen(made, "do_orm_execute", hide)
         return made
 
-    kit.sync_maker = maker  # type: ignore[method-assign]
+    kit.sync_maker = maker
     seen: list[Any] = []
 
     async def run(job: Any, ctx: Any) -> None:
