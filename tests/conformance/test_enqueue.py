@@ -490,6 +490,7 @@ def test_other_changes_do_not_check_the_payload(session: Session, db: Engine) ->
     session.commit()
     Ping.__payload_limit__ = 10
     try:
+        assert job.payload["x"]
         job.priority = 3
         session.commit()
     finally:

@@ -97,7 +97,9 @@ def run_task(own: Engine, channel: str, act: Callable[[Wakes, Any], None]) -> No
     """Call *act*, in a thread, while a task listens."""
 
     async def main() -> None:
-        engine: AsyncEngine = create_async_engine(own.url)
+        engine: AsyncEngine = create_async_engine(
+            own.url, pool_size=1, max_overflow=0, pool_timeout=10
+        )
         wakes = Wakes()
         listener = listener_for(engine.sync_engine)
         assert listener is not None
@@ -159,6 +161,15 @@ def test_takes_no_slot_of_the_pool_and_leaves_nothing_open(
         if not backends(engine, own):
             break
     assert backends(engine, own) == []
+
+
+@both
+def test_an_exhausted_pool_is_no_obstacle(
+    run: Run, engine: Engine, own: Engine, channel: str
+) -> None:
+    """A runner may use up the pool before its listener connects, or reconnects."""
+    with own.connect():
+        run(own, channel, lambda wakes, _: wakes.wait_for(1))
 
 
 @both
@@ -228,7 +239,7 @@ def test_a_silent_connection_is_asked_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Notifications that arrive with the answer are not lost."""
-    monkeypatch.setattr(psycopg, "CHECK_EVERY", 0.0)
+    monkeypatch.setattr(psycopg, "CHECK_EVERY", 0.01)
     monkeypatch.setattr(psycopg, "STEP", 0.01)
 
     def act(wakes: Wakes, service: Any) -> None:
