@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_jobs import JobState, JobValueError
@@ -61,6 +62,8 @@ def test_full_batch_asks_to_come_back(session: Session) -> None:
     late = make_job(session, state="scheduled", run_at=NOW - SECOND)
     later = make_job(session, state="retryable", run_at=NOW - 2 * SECOND)
     make_job(session, state="retryable", run_at=NOW + DAY)
+    for setting in ("indexscan", "bitmapscan"):  # whose order is the wanted one
+        session.execute(text(f"SET LOCAL enable_{setting} = off"))
 
     assert stage(session, Job, limit=1, now=NOW) == Staged(1, 0.0)
     assert row_of(session, later)["state"] == "available"
