@@ -110,11 +110,13 @@ def _notify(session: Session, tables: JobTables) -> Connection | None:
     # PostgreSQL refuses to prepare a transaction that has notified.
     if session.twophase:
         return None
+    # Asking for the bind is much cheaper than for the connection.
+    bind = session.get_bind(mapper=tables.root.__mapper__)
+    if not dialect_of(bind).listen_notify:
+        return None
+    if _recent.has(bind.engine.pool, tables.channel):
+        return None
     connection = connection_of(session, tables)
-    if not dialect_of(connection).listen_notify:
-        return None
-    if _recent.has(connection.engine.pool, tables.channel):
-        return None
     execute(connection, tables, _notification, {})
     return connection
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2s
 from typing import Any
 
@@ -25,7 +26,7 @@ class JobTables:
         default_factory=dict, repr=False
     )
 
-    @property
+    @cached_property
     def channel(self) -> str:
         """The notification channel that wakes the runners of these tables."""
         return channel_name(self.table)
