@@ -107,7 +107,12 @@ def _checked_handler(call: Any) -> Handler:
             f"handler {_name(call)} is a generator: its body would never run; remove"
             " the yield"
         )
-    return Handler(call, _any_of(call, inspect.iscoroutinefunction))
+    return Handler(call, is_async(call))
+
+
+def is_async(call: Any) -> bool:
+    """Return whether calling *call* makes a coroutine, as far as its form tells."""
+    return _any_of(call, inspect.iscoroutinefunction)
 
 
 def _any_of(call: Any, *tests: Callable[[Any], bool]) -> bool:

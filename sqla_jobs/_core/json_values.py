@@ -223,7 +223,8 @@ def _check_subclass(value: Any, depth: int) -> None:
 
 def _refuse(value: Any) -> NoReturn:
     name = type(value).__name__
-    fix = _FIXES.get(name, f"convert it, or declare the argument as Arg[{name}]")
+    general = f"convert it to JSON values; an argument may be declared Arg[{name}]"
+    fix = _FIXES.get(name, general)
     raise Invalid(f"{short(value)} is a {name}, which JSON cannot hold; {fix}")
 
 

@@ -48,7 +48,7 @@ class RunnerRow(SupportRow):
     name: Mapped[str]
     host: Mapped[str]
     pid: Mapped[int]
-    queues: Mapped[list[str] | None]
+    queues: Mapped[dict[str, int] | None]
     kinds: Mapped[list[str]]
     started_at: Mapped[datetime]
     seen_at: Mapped[datetime]

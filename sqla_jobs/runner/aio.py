@@ -24,6 +24,7 @@ from sqla_jobs._notify import ListenerTask, listener_for
 from sqla_jobs._store.lease import settled_state
 from sqla_jobs._store.runners import forget_runner, require_tables
 from sqla_jobs._store.sweep import MAX_CRASHES
+from sqla_jobs.handlers import is_async
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.base import RunnerBase, warn_small_pool
 from sqla_jobs.runner.control import Control, Outage, bind_of
@@ -54,6 +55,8 @@ class AsyncRunner(RunnerBase):
         session_maker: The application's async_sessionmaker; handlers get its sessions,
             with ``expire_on_commit=False``.
         job_class: The root class of the jobs.
+        middleware: Async functions for async handlers; sync ones, for sync handlers,
+            only with *sync_session*.
         sync_session: A sessionmaker on the same database: with it, jobs with sync
             handlers run too, in threads. Default None.
 
@@ -119,7 +122,7 @@ class AsyncRunner(RunnerBase):
         layers = [
             layer
             for layer in self.options.middleware
-            if asyncio.iscoroutinefunction(layer) is asynchronous
+            if is_async(layer) is asynchronous
         ]
         return Surroundings(
             self.handlers,
@@ -189,6 +192,7 @@ class AsyncRunner(RunnerBase):
         finally:
             await asyncio.to_thread(self._stop_watch)
             await self._control.close()
+            self._running = False
 
     async def start(self) -> None:
         """
@@ -198,10 +202,13 @@ class AsyncRunner(RunnerBase):
             MissingTables: If the database lacks the job tables.
             RuntimeError: If it runs already.
         """
-        if self._main is not None and not self._main.done():
-            raise RuntimeError(f"{self.name} runs already")
         self._reset()
-        await self._await_database()
+        try:
+            await self._await_database()
+        except BaseException:
+            self._running = False
+            await self._control.close()
+            raise
         self._main = asyncio.create_task(self._run(burst=False), name=self.name)
 
     async def stop(self, *, grace: timedelta | None = None, wait: bool = True) -> None:
@@ -233,14 +240,23 @@ class AsyncRunner(RunnerBase):
     # The loop
 
     def _reset(self) -> None:
-        self._stopping = self.forced = False
+        self._begin_run()
         self._stop_by = float("inf")
         self._outbox = Outbox()
         self._loop = asyncio.get_running_loop()
         self._woken, self._filled = asyncio.Event(), asyncio.Event()
 
     async def _run(self, *, burst: bool) -> None:
-        await self._await_database()
+        try:
+            await self._await_database()
+            await self._work_off(burst=burst)
+        finally:
+            await self._control.close()
+            if self._sync is not None:
+                self._sync.control.close()
+            self._running = False
+
+    async def _work_off(self, *, burst: bool) -> None:
         with self._lock:
             self._plan = self._new_plan(burst=burst)
             if self._stopping:
@@ -288,9 +304,6 @@ class AsyncRunner(RunnerBase):
             )
         except DBAPIError as exc:
             log.debug("%s: its row stays: %s", self.name, exc)
-        await self._control.close()
-        if self._sync is not None:
-            self._sync.control.close()
         log.info("%s: stopped", self.name)
 
     async def _steps(self, workers: Workers) -> None:

@@ -25,6 +25,7 @@ from sqla_jobs._core.settle import (
     settle_outcome,
     settle_release,
 )
+from sqla_jobs._core.states import JobState
 from sqla_jobs._store.lease import fence
 from sqla_jobs._store.settle import settle
 from sqla_jobs.errors import AttemptInterrupted, JobValueError
@@ -88,7 +89,9 @@ class Attempt:
         self.session: Session | None = None
         self.began = False
         self.final: Settlement | None = None
+        self._next_state: JobState | None = None
         self.fence_sent = False
+        self.final_state: JobState | None = None  # once committed by the handler
         self._committing: tuple[str | None, bool] | None = None
         self.next_extra = 0
         self.next_lease: timedelta | None = None
@@ -210,7 +213,8 @@ class Attempt:
         if self.final is not None:
             states = settle(connection, self.tables, [self.final])
             self.fence_sent = True
-            return self.job_id in states, False
+            self._next_state = states.get(self.job_id)
+            return self._next_state is not None, False
         held = fence(
             connection,
             self.tables,
@@ -235,6 +239,7 @@ class Attempt:
         self.max_attempts += self.next_extra
         self.next_extra, self.next_lease = 0, None
         if self.final is not None:
+            self.final_state = self._next_state
             return
         if cancel:
             self.interrupt(Interruption.CANCELLED)

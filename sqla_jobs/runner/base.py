@@ -33,7 +33,7 @@ from sqla_jobs._store.runners import RunnerInfo, unknown_kinds, upsert_runner
 from sqla_jobs._store.settle import settle
 from sqla_jobs._store.sweep import Rescued, rescue, stage
 from sqla_jobs.errors import JobDefinitionError, JobValueError
-from sqla_jobs.handlers import Handler, handler_for
+from sqla_jobs.handlers import Handler, handler_for, is_async
 from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.control import Outage
@@ -118,6 +118,7 @@ class RunnerBase:
             on_error=on_error,
             max_crashes=max_crashes,
         )
+        check_callables(self.options, runs)
         self.handlers = choose_handlers(self.tables, kinds, runs)
         self.forced = False
         self._runs, self._slots_asked = runs, (concurrency, queues)
@@ -126,7 +127,7 @@ class RunnerBase:
         self._plan = self._new_plan(burst=False)
         self._attempts: dict[Key, Attempt] = {}
         self._outbox = Outbox()
-        self._stopping = False
+        self._stopping = self._running = False
         self._chores_at = self._seen_at = float("-inf")
         self._unknown: list[str] = []
         self._heartbeat: Heartbeat | None = None
@@ -179,6 +180,18 @@ class RunnerBase:
     def _new_plan(self, *, burst: bool) -> Plan:
         return Plan(self.options.slots, self.options.poll.total_seconds(), burst=burst)
 
+    def _begin_run(self) -> None:
+        """
+        Note that the runner runs from now on.
+
+        Raises:
+            RuntimeError: If it does already.
+        """
+        with self._lock:
+            if self._running:
+                raise RuntimeError(f"{self.name} runs already")
+            self._running, self._stopping, self.forced = True, False, False
+
     # Threads beside the jobs
 
     def _start_watch(self, engine: Engine) -> None:
@@ -226,7 +239,8 @@ class RunnerBase:
         if now - self._seen_at > self.options.lease.total_seconds() / 3:
             self._seen_at = now
         for job in found.rescued:
-            log.warning(
+            log.log(
+                logging.ERROR if job.state is JobState.DISCARDED else logging.WARNING,
                 "job %s (%s) rescued, its lease expired; now %s: attempt %s, crash %s",
                 job.job_id, job.kind, job.state, job.attempt, job.crashes,
                 extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt},
@@ -326,9 +340,12 @@ class RunnerBase:
 
     def _ended(self, attempt: Attempt, settlement: Settlement | None) -> bool:
         """Free the slot of an attempt; return whether the loop should look."""
+        due = False
+        if attempt.final is not None and attempt.final_state is not None:
+            due = self._note(attempt, attempt.final, attempt.final_state)
         with self._lock:
             self._attempts.pop((attempt.job_id, attempt.token), None)
-            look = self._plan.finished(attempt.queue)
+            look = self._plan.finished(attempt.queue) or due
             if settlement is None or not attempt.take():
                 return look
             self._plan.unsettled += 1
@@ -340,17 +357,14 @@ class RunnerBase:
         self, batch: Sequence[Outgoing], states: Mapping[Key, JobState | None]
     ) -> list[Outgoing]:
         """Note what was written; return what must be tried again."""
-        again, now = [], time.monotonic()
+        again = []
         for item in batch:
             row = item.settlement
             state = states[row.job_id, row.token]
             if state is JobState.RUNNING:
                 again.append(item)
                 continue
-            self._log_settled(item, state)
-            if state in (JobState.RETRYABLE, JobState.SCHEDULED) and row.at is None:
-                with self._lock:
-                    self._plan.due_in(now, row.delay or 0.0)
+            self._note(item.attempt, row, state)
         with self._lock:
             self._plan.unsettled -= len(batch) - len(again)
         return again
@@ -373,8 +387,15 @@ class RunnerBase:
         failure = settle_error(item.attempt.facts, exc.orig or exc)
         return [[replace(item, settlement=failure, refused=True)]]
 
-    def _log_settled(self, item: Outgoing, state: JobState | None) -> None:
-        attempt = item.attempt
+    def _note(self, attempt: Attempt, row: Settlement, state: JobState | None) -> None:
+        """Note what became of an attempt, and when its job is due again."""
+        self._log_settled(attempt, state)
+        if state in (JobState.RETRYABLE, JobState.SCHEDULED) and row.at is None:
+            with self._lock:
+                self._plan.due_in(time.monotonic(), row.delay or 0.0)
+
+    @staticmethod
+    def _log_settled(attempt: Attempt, state: JobState | None) -> None:
         if state is None:
             log.warning(
                 "job %s: attempt %s no longer held the lease; its outcome was dropped",
@@ -435,6 +456,27 @@ class RunnerBase:
             )
 
 
+def check_callables(options: Options, runs: Callable[[Handler], bool]) -> None:
+    """
+    Check that middleware and `on_error` can be called as they will be.
+
+    Raises:
+        JobValueError: If one is not callable, or is async where nothing awaits it.
+    """
+    for layer in options.middleware:
+        if not callable(layer):
+            raise JobValueError(f"middleware {layer!r} is not callable")
+        if not runs(Handler(layer, is_async(layer))):
+            raise JobValueError(
+                f"middleware {layer!r} would never run: async middleware is for async"
+                " handlers under an AsyncRunner, sync middleware for sync handlers"
+            )
+    if options.on_error is not None and is_async(options.on_error):
+        raise JobValueError(
+            f"on_error {options.on_error!r} is async; give a plain function"
+        )
+
+
 def choose_handlers(
     tables: JobTables,
     kinds: Sequence[str | type[Any]] | None,
@@ -444,7 +486,8 @@ def choose_handlers(
     Return the handlers by kind and alias that a runner may claim for.
 
     Raises:
-        JobValueError: If *kinds* names one that is unknown or has no usable handler.
+        JobValueError: If *kinds* names one that is not mapped.
+        JobDefinitionError: If *kinds* names one without a handler it can run.
     """
     found = {}
     for kind, cls in tables.kinds.items():

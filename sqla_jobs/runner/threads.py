@@ -75,6 +75,8 @@ class Runner(RunnerBase):
     """
     Claims and runs jobs with sync handlers, each in a thread.
 
+    It runs the job classes that are mapped when it is made: import them first.
+
     Args:
         session_maker: The application's sessionmaker; handlers get its sessions. Its
             engine is only used by handlers: the runner opens at most 6 connections
@@ -92,8 +94,8 @@ class Runner(RunnerBase):
         grace: How long running jobs may go on after a stop. Default 30 s.
         listen: Whether to hold a connection that wakes the runner. Default True.
         resources: Any value, for handlers as ``ctx.resources``.
-        middleware: Functions ``around(job, ctx, call_next)``, the first outermost.
-        on_error: Called as ``on_error(job, ctx, exc)`` when an attempt fails.
+        middleware: Sync functions ``around(job, ctx, call_next)``, first outermost.
+        on_error: Called as ``on_error(job, ctx, exc)`` when an attempt fails; sync.
         max_crashes: Lost leases after which a job is discarded. Default 3.
 
     Raises:
@@ -202,6 +204,7 @@ class Runner(RunnerBase):
         finally:
             self._stop_watch()
             self._control.close()
+            self._running = False
 
     def start(self) -> None:
         """
@@ -211,10 +214,13 @@ class Runner(RunnerBase):
             MissingTables: If the database lacks the job tables.
             RuntimeError: If it runs already.
         """
-        if self._thread is not None and self._thread.is_alive():
-            raise RuntimeError(f"{self.name} runs already")
         self._reset()
-        self._await_database()
+        try:
+            self._await_database()
+        except BaseException:
+            self._running = False
+            self._control.close()
+            raise
         self._thread = threading.Thread(
             target=self._run, kwargs={"burst": False}, name=self.name, daemon=True
         )
@@ -253,13 +259,20 @@ class Runner(RunnerBase):
     # The loop
 
     def _reset(self) -> None:
-        self._stopping = self.forced = False
+        self._begin_run()
         self._stop_by = float("inf")
         self._outbox = Outbox()
         self._woken.clear()
 
     def _run(self, *, burst: bool) -> None:
-        self._await_database()
+        try:
+            self._await_database()
+            self._work_off(burst=burst)
+        finally:
+            self._control.close()
+            self._running = False
+
+    def _work_off(self, *, burst: bool) -> None:
         with self._lock:
             self._plan = self._new_plan(burst=burst)
             if self._stopping:
@@ -306,7 +319,6 @@ class Runner(RunnerBase):
             )
         except DBAPIError as exc:
             log.debug("%s: its row stays: %s", self.name, exc)
-        self._control.close()
         log.info("%s: stopped", self.name)
 
     def _loop(self, workers: Workers) -> None:

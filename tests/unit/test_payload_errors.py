@@ -178,7 +178,7 @@ class _Odd:
         ({"a": [1, {2}]}, "payload.a[1]: {2} is a set"),
         ({"a": frozenset()}, "use a sorted list"),
         ({"a": b"x"}, "put it into payload_bytes, or base64 text into a str"),
-        ({"a": NAIVE}, "or declare the argument as Arg[datetime]"),
+        ({"a": NAIVE}, "an argument may be declared Arg[datetime]"),
         ({"a": _Odd()}, "is a _Odd, which JSON cannot hold"),
         ([10**4300], "payload[0]: an int of more than 4300 digits"),
         ({"a": {1: 2}}, "payload.a: the key 1 is not a str; use str keys"),

@@ -1,0 +1,564 @@
+"""The options of a runner, and the ways to run it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from sqla_jobs import Discard, JobValueError, Retry, Snooze
+from tests.runner.harness import (
+    Kit,
+    Other,
+    Task,
+    effects,
+    ok,
+    wait_for,
+)
+
+HOUR = timedelta(hours=1)
+
+
+class Meter:
+    """A handler that counts how many run at once."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.now: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    async def __call__(self, job: Any, ctx: Any) -> None:
+        """Wait to be let go."""
+        with self._lock:
+            self.now[job.queue] += 1
+            self.now["all"] += 1
+            self.most |= self.now
+        try:
+            await wait_for(self.go)
+        finally:
+            with self._lock:
+                self.now -= Counter([job.queue, "all"])
+
+
+async def nothing(job: Any, ctx: Any) -> None:
+    """Do nothing."""
+
+
+def test_no_more_jobs_are_claimed_than_there_are_slots(kit: Kit) -> None:
+    """Claimed means running: what finds no free slot stays available to others."""
+    meter = Meter()
+    kit.handle(meter.__call__)
+    kit.add(*[Task() for _ in range(9)])
+
+    kit.run(concurrency=3)
+    kit.until(lambda: meter.now["all"] == 3)
+
+    assert Counter(kit.states()) == {"running": 3, "available": 6}
+    meter.go.set()
+    kit.until(lambda: set(kit.states()) == {"completed"})
+    assert meter.most["all"] == 3
+
+
+def test_slots_per_queue_hold_and_other_queues_are_left_alone(kit: Kit) -> None:
+    """A mapping gives each queue its slots; queues that are not named are not taken."""
+    meter = Meter()
+    kit.handle(meter.__call__)
+    kit.add(*[Task(queue=queue) for queue in "aabbbbcc"])
+
+    kit.run(queues={"a": 1, "b": 3})
+    kit.until(lambda: meter.now["all"] == 4)
+
+    running = kit.sql("SELECT string_agg(queue, '' ORDER BY queue) FROM jobs"
+                      " WHERE state = 'running'")  # fmt: skip
+    assert running == "abbb"
+    meter.go.set()
+    kit.until(lambda: Counter(kit.states()) == {"completed": 6, "available": 2})
+    assert (meter.most["a"], meter.most["b"]) == (1, 3)
+
+
+def test_named_queues_share_the_concurrency(kit: Kit) -> None:
+    """A list of queues shares the slots, in turn."""
+    meter = Meter()
+    kit.handle(meter.__call__)
+    kit.add(*[Task(queue=queue) for queue in "aaaabc"])
+
+    kit.run(queues=["a", "b"], concurrency=2)
+    kit.until(lambda: meter.now["all"] == 2)
+
+    assert (meter.now["a"], meter.now["b"]) == (1, 1)
+    meter.go.set()
+    kit.until(lambda: Counter(kit.states()) == {"completed": 5, "available": 1})
+
+
+def test_refill_waits_until_fewer_than_the_least_run(kit: Kit) -> None:
+    """With (2, 4), four run at first; more are claimed when fewer than two do."""
+    gates = [threading.Event() for _ in range(8)]
+    running: list[int] = []
+
+    async def run(job: Any, ctx: Any) -> None:
+        running.append(job.n)
+        await wait_for(gates[job.n])
+
+    kit.handle(run)
+    kit.add(*[Task(n=n) for n in range(8)])
+    kit.run(concurrency=(2, 4))
+    kit.until(lambda: len(running) == 4)
+
+    first, second, third, _ = running[:4]
+    gates[first].set()
+    gates[second].set()
+    kit.until(lambda: kit.states().count("completed") == 2)
+    quiet(kit)
+    assert kit.states().count("running") == 2
+    gates[third].set()
+
+    kit.until(lambda: kit.states().count("running") == 4)
+    for gate in gates:
+        gate.set()
+
+
+def quiet(kit: Kit) -> None:
+    """Wait until the runner has looked twice more."""
+    for _ in range(2):
+        runner = kit.running[0].runner
+        seen = runner._plan._sweep_at
+        kit.until(lambda seen=seen: runner._plan._sweep_at > seen)
+
+
+def test_kinds_narrow_what_is_claimed(kit: Kit) -> None:
+    """Only the kinds named are taken, by class or by kind."""
+    kit.handle(nothing)
+    kit.handle(nothing, Other)
+    kit.add(Task(), Other())
+
+    kit.drain(kinds=[Other])
+    assert kit.states() == ["available", "completed"]
+
+    kit.drain(kinds=["task"])
+    assert kit.states() == ["completed", "completed"]
+
+
+def test_unknown_kinds_stay_untouched_and_are_reported(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Jobs of a kind this process does not map wait for one that does."""
+    kit.handle(nothing)
+    unknown, known = kit.add(Task(), Task())
+    kit.sql("UPDATE jobs SET kind = 'newer' WHERE id = :i", i=unknown)
+
+    with caplog.at_level(logging.WARNING, "sqla_jobs"):
+        kit.drain()
+
+    assert kit.states() == ["available", "completed"]
+    assert kit.job(unknown).attempt == 0
+    assert [m for m in caplog.messages if "'newer'" in m and "untouched" in m]
+    assert known
+
+
+def test_mapped_kinds_without_a_handler_are_reported(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At its start a runner says which kinds it will not take."""
+    kit.handle(nothing)
+    (job,) = kit.add(Other())
+
+    with caplog.at_level(logging.WARNING, "sqla_jobs"):
+        kit.drain()
+
+    assert kit.job(job).state == "available"
+    (said,) = [m for m in caplog.messages if "no handler here" in m]
+    assert "other" in said
+    assert "task" not in said
+
+
+@pytest.mark.parametrize("listen", [True, False])
+def test_jobs_are_found_without_a_notify(kit: Kit, listen: bool) -> None:
+    """NOTIFY is a hint: a job that sent none is found by the poll."""
+    done = threading.Event()
+
+    async def run(job: Any, ctx: Any) -> None:
+        done.set()
+
+    kit.handle(run)
+    running = kit.run(listen=listen)
+    kit.until(lambda: kit.sql("SELECT count(*) FROM jobs_runners"))
+    kit.sql(RAW)
+
+    assert done.wait(10)
+    assert running.alive
+
+
+RAW = (
+    "INSERT INTO jobs (kind, queue, channel, priority, lane, state, attempt,"
+    " max_attempts, backoff, snoozes, crashes, lease_token, payload, ordered)"
+    " VALUES ('task', 'default', '', 0, 0, 'available', 0, 10, 'constant(0)', 0, 0, 0,"
+    " '{}', false)"
+)
+
+
+def test_notify_wakes_a_runner_long_before_its_poll(kit: Kit) -> None:
+    """With LISTEN a job starts at once though the poll is an hour away."""
+    done = threading.Event()
+
+    async def run(job: Any, ctx: Any) -> None:
+        done.set()
+
+    kit.handle(run)
+    running = kit.run(poll=HOUR)
+    kit.until(lambda: listening(kit))
+    kit.until(lambda: running.runner._plan._claimed_at > 0)
+    kit.add()
+
+    assert done.wait(10)
+
+
+def listening(kit: Kit) -> Any:
+    """Return how many connections listen."""
+    return kit.sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND query LIKE 'LISTEN%'"
+    )
+
+
+def test_scheduled_and_retried_jobs_start_when_due(kit: Kit) -> None:
+    """The next due job is waited for exactly, not until the next poll."""
+    times: list[float] = []
+
+    async def run(job: Any, ctx: Any) -> None:
+        times.append(time.time())
+        if ctx.attempt == 1:
+            raise Retry(after=timedelta(seconds=0.5))
+
+    kit.handle(run)
+    due = datetime.now(UTC) + timedelta(seconds=1)
+    (job,) = kit.add(Task(run_at=due))
+    kit.run(poll=HOUR)
+
+    kit.until_state(job, "completed")
+    assert 0 <= times[0] - due.timestamp() < 1
+    assert 0.5 <= times[1] - times[0] < 1.5
+
+
+def test_middleware_wraps_the_handler_first_outermost(kit: Kit) -> None:
+    """Layers see the job, the context, the result and the errors, in order."""
+    seen: list[Any] = []
+
+    def layer(name: str) -> Any:
+        def around(job: Any, ctx: Any, call_next: Any) -> Any:
+            seen.append((name, job.n, ctx.attempt))
+            result = call_next()
+            seen.append((name, result))
+            return (result or 0) + 1
+
+        async def async_around(job: Any, ctx: Any, call_next: Any) -> Any:
+            seen.append((name, job.n, ctx.attempt))
+            result = await call_next()
+            seen.append((name, result))
+            return (result or 0) + 1
+
+        return around if kit.shell == "threads" else async_around
+
+    async def run(job: Any, ctx: Any) -> int:
+        seen.append("handler")
+        return 5
+
+    kit.handle(run)
+    (job,) = kit.add(Task(n=3))
+
+    kit.drain(middleware=[layer("outer"), layer("inner")])
+
+    assert seen == [
+        ("outer", 3, 1),
+        ("inner", 3, 1),
+        "handler",
+        ("inner", 5),
+        ("outer", 6),
+    ]
+    assert kit.job(job).result == 7
+
+
+def test_failing_middleware_fails_the_attempt(kit: Kit) -> None:
+    """What a layer raises counts as the handler's."""
+
+    def around(job: Any, ctx: Any, call_next: Any) -> Any:
+        raise ValueError("refused by a layer")
+
+    async def async_around(job: Any, ctx: Any, call_next: Any) -> Any:
+        raise ValueError("refused by a layer")
+
+    kit.handle(nothing)
+    (job,) = kit.add(Task(max_attempts=1))
+
+    layers = [around if kit.shell == "threads" else async_around]
+    kit.drain(middleware=layers)
+
+    assert kit.job(job).last_error == "ValueError: refused by a layer"
+
+
+def test_middleware_that_nothing_would_call_is_refused(kit: Kit) -> None:
+    """A layer or on_error of the other kind would be skipped, or never awaited."""
+
+    def sync_layer(job: Any, ctx: Any, call_next: Any) -> Any:
+        return call_next()
+
+    async def async_layer(job: Any, ctx: Any, call_next: Any) -> Any:
+        return await call_next()
+
+    async def told(job: Any, ctx: Any, exc: BaseException) -> None: ...
+
+    kit.handle(nothing)
+    wrong = async_layer if kit.shell == "threads" else sync_layer
+
+    with pytest.raises(JobValueError, match=r"_layer at .* would never run"):
+        kit.drain(middleware=[wrong])
+    with pytest.raises(JobValueError, match="3 is not callable"):
+        kit.drain(middleware=[3])
+    with pytest.raises(JobValueError, match="is async; give a plain function"):
+        kit.drain(on_error=told)
+
+
+def test_job_snoozed_with_its_effects_starts_when_due(kit: Kit) -> None:
+    """An outcome that the handler's own transaction writes is noted as well."""
+    times: list[float] = []
+
+    async def run(job: Any, ctx: Any) -> Snooze | None:
+        times.append(time.time())
+        effects(ctx.session, job, "seen")
+        return Snooze(after=timedelta(seconds=0.5)) if len(times) == 1 else None
+
+    kit.handle(run)
+    (job,) = kit.add()
+    kit.run(poll=HOUR)
+
+    kit.until_state(job, "completed")
+    assert 0.5 <= times[1] - times[0] < 5
+
+
+def test_discarded_jobs_are_logged_as_errors(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dead letter is news, also when its effects committed with it."""
+
+    async def run(job: Any, ctx: Any) -> Discard:
+        if job.n:
+            effects(ctx.session, job, "kept")
+        return Discard("never")
+
+    kit.handle(run)
+    plain, kept = kit.add(Task(n=0), Task(n=1))
+
+    kit.drain()
+
+    errors = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert set(errors) == {f"job {plain} discarded", f"job {kept} discarded"}
+
+
+def test_on_error_is_told_of_failures_only(kit: Kit) -> None:
+    """on_error gets job, context and exception; stated outcomes are no errors."""
+    seen: list[Any] = []
+
+    async def run(job: Any, ctx: Any) -> None:
+        if job.n == 1:
+            raise ValueError("no")
+        if job.n == 2:
+            raise Retry(after=HOUR)
+
+    def told(job: Any, ctx: Any, exc: BaseException) -> None:
+        seen.append((job.n, ctx.attempt, str(exc)))
+        raise RuntimeError("on_error fails itself")
+
+    kit.handle(run)
+    kit.add(*[Task(n=n, max_attempts=1) for n in range(3)])
+
+    kit.drain(on_error=told)
+
+    assert seen == [(1, 1, "no")]
+    assert Counter(kit.states()) == {"completed": 1, "discarded": 2}
+
+
+def test_run_one_runs_the_most_urgent_job_only(kit: Kit) -> None:
+    """It returns the new state, None when there is nothing to run."""
+    kit.handle(nothing)
+    low, high = kit.add(Task(priority=1), Task(priority=2))
+
+    assert kit.run_one() == "completed"
+    assert (kit.job(low).state, kit.job(high).state) == ("available", "completed")
+    assert kit.run_one() == "completed"
+    assert kit.run_one() is None
+
+
+def test_run_until_idle_runs_what_that_makes_due(kit: Kit) -> None:
+    """Jobs that jobs enqueue, and retries that are due at once, are run too."""
+
+    async def run(job: Any, ctx: Any) -> None:
+        if job.n:
+            ctx.session.add(Task(n=job.n - 1))
+        if ctx.attempt == 1:
+            await ok(ctx.session.commit())
+            raise Retry(after=timedelta(0))
+        if job.n:
+            ctx.session.expunge_all()
+
+    kit.handle(run)
+    kit.add(Task(n=2), Task(run_at=datetime.now(UTC) + HOUR))
+
+    kit.drain()
+
+    assert set(kit.states()) == {"completed", "scheduled"}
+    assert kit.states().count("completed") >= 3
+
+
+def test_run_until_idle_returns_soon_after_the_last_job(kit: Kit) -> None:
+    """With a long poll too: who waits is a test or a command line."""
+    kit.handle(nothing)
+    kit.add(Task(), Task())
+    started = time.monotonic()
+
+    kit.drain(poll=timedelta(minutes=1))
+
+    assert kit.states() == ["completed", "completed"]
+    assert time.monotonic() - started < 10
+
+
+def test_runner_may_run_again(kit: Kit) -> None:
+    """Each way to run works after any other, on the same runner."""
+    kit.handle(nothing)
+
+    async def use(runner: Any) -> None:
+        for _ in range(2):
+            kit.add()
+            await ok(runner.run_until_idle())
+            kit.add()
+            await ok(runner.run_one())
+            kit.add()
+            await ok(runner.start())
+            await wait_until_done(kit)
+            await ok(runner.stop())
+
+    kit.with_runner(use)
+
+    assert kit.states() == ["completed"] * 6
+
+
+async def wait_until_done(kit: Kit) -> None:
+    """Wait until no job is left, without blocking a loop."""
+    done = threading.Event()
+    while not done.is_set():
+        if set(kit.states()) == {"completed"}:
+            done.set()
+        elif kit.shell == "aio":
+            import asyncio
+
+            await asyncio.sleep(0.01)
+        else:
+            done.wait(0.01)
+
+
+def test_context_manager_starts_and_stops(kit: Kit) -> None:
+    """`with runner:` runs in the background and lets jobs end."""
+    kit.handle(nothing)
+
+    async def use(runner: Any) -> None:
+        kit.add()
+        if kit.shell == "threads":
+            with runner:
+                await wait_until_done(kit)
+        else:
+            async with runner:
+                await wait_until_done(kit)
+
+    kit.with_runner(use)
+
+    assert kit.states() == ["completed"]
+
+
+def test_runner_that_runs_refuses_to_run_again(kit: Kit) -> None:
+    """A second start, run or run_one beside the first is an error, not two loops."""
+    kit.handle(nothing)
+
+    async def use(runner: Any) -> None:
+        await ok(runner.start())
+        try:
+            for verb in (
+                runner.start,
+                runner.run_until_idle,
+                runner.run,
+                runner.run_one,
+            ):
+                with pytest.raises(RuntimeError, match="runs already"):
+                    await ok(verb())
+        finally:
+            await ok(runner.stop())
+
+    kit.with_runner(use)
+
+
+def test_pool_smaller_than_the_concurrency_is_explained_and_no_deadlock(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Handlers wait for one another's connection; all end, and the log says why."""
+    kit.engine_options = {"pool_size": 1, "max_overflow": 0}
+
+    async def run(job: Any, ctx: Any) -> None:
+        effects(ctx.session, job, "one")
+        await ok(ctx.checkpoint(half=True))
+        effects(ctx.session, job, "two")
+
+    kit.handle(run)
+    kit.add(*[Task() for _ in range(40)])
+
+    with caplog.at_level(logging.WARNING, "sqla_jobs"):
+        kit.drain(concurrency=20)
+
+    assert Counter(kit.states()) == {"completed": 40}
+    assert Counter(kit.notes()) == {"one": 40, "two": 40}
+    (said,) = [m for m in caplog.messages if "pool" in m]
+    assert "1 connections for 20 slots" in said
+    assert "pool_size=20" in said
+
+
+def test_sync_handlers_run_beside_async_ones(aio: Kit) -> None:
+    """An AsyncRunner that is given `sync_session=` runs sync handlers in threads."""
+    from sqlalchemy.orm import sessionmaker
+
+    from sqla_jobs.handlers import Handler
+
+    kit, where = aio, {}
+
+    def sync_run(job: Any, ctx: Any) -> None:
+        where["sync"] = threading.current_thread()
+        ctx.session.add_all([])
+        effects(ctx.session, job, "sync")
+
+    async def run(job: Any, ctx: Any) -> None:
+        where["async"] = threading.current_thread()
+        effects(ctx.session, job, "async")
+
+    kit.handle(run)
+    kit.handle(run, Other)
+    Other.__job_handler__ = Handler(sync_run, is_async=False)
+    kit.add(Task(), Other())
+
+    kit.drain(sync_session=sessionmaker(kit.engine))
+
+    assert kit.states() == ["completed", "completed"]
+    assert sorted(kit.notes()) == ["async", "sync"]
+    assert where["sync"] is not where["async"]
+
+
+def test_runner_is_on_record_while_it_runs(kit: Kit) -> None:
+    """Its row says who it is and what it takes, and goes when it stops."""
+    kit.handle(nothing)
+    running = kit.run(name="mine", queues=["a"], concurrency=3)
+    kit.until(lambda: kit.sql("SELECT count(*) FROM jobs_runners"))
+
+    row = kit.sql("SELECT to_jsonb(r) FROM jobs_runners r")
+    assert (row["name"], row["kinds"], row["queues"]) == ("mine", ["task"], {"a": 3})
+    running.stop()
+    assert kit.sql("SELECT count(*) FROM jobs_runners") == 0
