@@ -15,7 +15,6 @@ from sqlalchemy import (
     Executable,
     Table,
     Text,
-    bindparam,
     insert,
     inspect,
     select,
@@ -26,12 +25,14 @@ from sqlalchemy.orm import Mapper, Session
 from sqla_jobs._core.payloads import check_size, dump
 from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect, dialect_of
+from sqla_jobs._dialects.base import bind
 from sqla_jobs._store import wake
 from sqla_jobs._store.base import built_once, connection_of, execute, raise_if_missing
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables, validate
 from sqla_jobs.models.construct import construct, plan_of
 
+PAYLOAD = bind("payload", Text())
 CHUNK = 1_000
 COPY_THRESHOLD = 100
 
@@ -276,12 +277,12 @@ class _Writer:
             return
         keys = [(name, column.key) for name, column in zip(names, columns, strict=True)]
         params = [
-            {"payload_text": row.payload, **{key: row.columns[n] for n, key in keys}}
+            {PAYLOAD.key: row.payload, **{key: row.columns[n] for n, key in keys}}
             for row in rows
         ]
         connection.execute(self._insert(dialect), params)
 
     def _insert(self, dialect: JobDialect) -> Executable:
-        payload = dialect.json(bindparam("payload_text", type_=Text()))
+        payload = dialect.json(PAYLOAD)
         kind = self.shape.kind
         return insert(self.shape.table).values(kind=kind, payload=payload)

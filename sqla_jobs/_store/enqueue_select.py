@@ -153,7 +153,7 @@ class _Mapping:
         cls = self.job_class.__name__
         if name in self.plan.args:
             _check_type(self.plan.args[name], self.expressions[name])
-        elif name == "backoff" or name not in {*self.columns, "delay"}:
+        elif name not in {*self.columns, "delay"} - {"backoff", "payload"}:
             raise JobValueError(
                 f"{cls}.{name} takes no SQL expression in enqueue_select; give a plain"
                 " value, or for a relationship its foreign key"

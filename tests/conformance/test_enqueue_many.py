@@ -121,6 +121,7 @@ class Stuff(WideJob):
     loud: Mapped[str | None] = mapped_column(Shouted)
     token: Mapped[UUID | None]
     plain: Mapped[int] = mapped_column(default=7)
+    payload_text: Mapped[str | None] = mapped_column()
 
 
 class Backwards(WideJob):
@@ -228,6 +229,7 @@ optional = {
     "data": json,
     "loud": st.none() | text,
     "token": st.none() | st.uuids(),
+    "payload_text": text,
     "plain": st.integers(-(2**31), 2**31 - 1),
     "queue": st.sampled_from(["a", "ü\\t", "q'\""]),
     "priority": st.integers(-(2**15), 2**15 - 1),

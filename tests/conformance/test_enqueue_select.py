@@ -338,6 +338,11 @@ ERRORS = {
         JobValueError,
         r"Send\.backoff takes no SQL expression",
     ),
+    "payload": (
+        {"payload": Invoice.data},
+        JobValueError,
+        r"Send\.payload takes no SQL expression",
+    ),
     "relationship": (
         {"invoice": cast(null(), Integer)},
         JobValueError,
