@@ -387,12 +387,14 @@ class RunnerBase:
         failure = settle_error(item.attempt.facts, exc.orig or exc)
         return [[replace(item, settlement=failure, refused=True)]]
 
-    def _note(self, attempt: Attempt, row: Settlement, state: JobState | None) -> None:
-        """Note what became of an attempt, and when its job is due again."""
+    def _note(self, attempt: Attempt, row: Settlement, state: JobState | None) -> bool:
+        """Note what became of an attempt; return whether its job is due again soon."""
         self._log_settled(attempt, state)
-        if state in (JobState.RETRYABLE, JobState.SCHEDULED) and row.at is None:
+        again = state in (JobState.RETRYABLE, JobState.SCHEDULED) and row.at is None
+        if again:
             with self._lock:
                 self._plan.due_in(time.monotonic(), row.delay or 0.0)
+        return again
 
     @staticmethod
     def _log_settled(attempt: Attempt, state: JobState | None) -> None:
