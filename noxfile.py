@@ -44,11 +44,16 @@ def demo(session: nox.Session) -> None:
     session.run("python", "docs/examples/code_index/main.py", *session.posargs)
 
 
+# A process per core, each with a server of its own; the blocks of a document share
+# names, so a file stays in one process.
+PYTEST = ("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile")
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, and the code blocks of the README and the documentation."""
     session.install("-e", ".[demo]", *group("tests"))
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run(*PYTEST, *session.posargs)
 
 
 @nox.session(python=OLDEST)
