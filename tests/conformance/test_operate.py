@@ -157,6 +157,34 @@ def test_cancel_sees_what_completed_meanwhile(
     assert elsewhere(row_of, job)["state"] == "completed"
 
 
+def _cancel(session: Session, ids: list[int]) -> object:
+    return request_cancel(session, Job, ids)
+
+
+def _requeue(session: Session, ids: list[int]) -> object:
+    return requeue(session, Job, ids)
+
+
+@pytest.mark.parametrize(
+    ("operate", "state"), [(_cancel, "running"), (_requeue, "completed")]
+)
+def test_operators_lock_in_one_order(
+    sessions: sessionmaker[Session],
+    elsewhere: Elsewhere,
+    operate: Callable[[Session, list[int]], object],
+    state: str,
+) -> None:
+    """Whatever the order of ids and rows, two operators do not deadlock."""
+    first, second = (elsewhere(make_job, state=state) for _ in range(2))
+    elsewhere(change, first, progress=1)  # now behind the second one in the heap
+    with sessions() as one, sessions() as two:
+        operate(one, [first])
+
+        with freed_when_awaited(two, one, lambda session: operate(session, [second])):
+            operate(two, [second, first])
+        two.commit()
+
+
 # Requeue
 
 
