@@ -241,13 +241,12 @@ def test_sessionmakers_class_options_and_listeners_are_kept(threads: Kit) -> Non
         "info": {"tenant": 7},
         "expire_on_commit": False,
     }
-    made: list[Any] = []
     original = kit.sync_maker
 
     def maker(engine: Any) -> sessionmaker[Any]:
-        made.append(original(engine))
-        event.listen(made[0], "before_flush", lambda *_: flushed.append(1))
-        return made[0]
+        one = original(engine)
+        event.listen(one, "before_flush", lambda *_: flushed.append(1))
+        return one
 
     kit.sync_maker = maker
     seen: list[Any] = []

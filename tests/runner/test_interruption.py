@@ -73,7 +73,7 @@ def test_attempt_without_renewals_ends_before_its_lease_does(kit: Kit) -> None:
             left.append(kit.job(job.id).leased_until - kit.sql("SELECT now()"))
 
     kit.handle(run)
-    (job,) = kit.add(Task(backoff=constant(HOUR)))
+    kit.add(Task(backoff=constant(HOUR)))
     running = kit.run(lease=LEASE)
     heartbeat = kit.until(lambda: running.runner._heartbeat)
     heartbeat.due = list

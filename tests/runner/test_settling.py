@@ -143,7 +143,7 @@ def test_outcomes_wait_for_a_database_that_is_away(
     started: list[int] = []
     go = threading.Event()
 
-    async def run(job: Any, ctx: Any) -> int:
+    async def run(job: Any, ctx: Any) -> Any:
         started.append(job.id)
         await wait_for(go)
         return job.id
