@@ -23,6 +23,10 @@ FLOOR = nox.project.python_versions(PROJECT)[0]
 # `minimum` wants the oldest Python; the others take the one that runs nox.
 OLDEST = None if sys.version_info[:2] == (3, int(FLOOR.split(".")[1])) else FLOOR
 
+# A process per core, each with a server of its own; the blocks of a document share
+# names, so a file stays in one process.
+PYTEST = ("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile")
+
 SHIPPED = {
     "sqla_jobs/__init__.py",
     "sqla_jobs/py.typed",
@@ -44,11 +48,6 @@ def demo(session: nox.Session) -> None:
     session.run("python", "docs/examples/code_index/main.py", *session.posargs)
 
 
-# A process per core, each with a server of its own; the blocks of a document share
-# names, so a file stays in one process.
-PYTEST = ("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile")
-
-
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, and the code blocks of the README and the documentation."""
@@ -66,7 +65,7 @@ def minimum(session: nox.Session) -> None:
     pins = (re.sub(r"\[.*\]", "", one).replace(">=", "==") for one in wanted)
     oldest.write_text("\n".join(pins))
     session.install("-e", ".[demo]", *group("tests"), "--constraint", str(oldest))
-    session.run("python", "-m", "pytest", *(session.posargs or ["tests"]))
+    session.run(*PYTEST, *(session.posargs or ["tests", "-m", "not slow"]))
 
 
 @nox.session
