@@ -75,12 +75,14 @@ class Slots:
         if not isinstance(concurrency, tuple):
             _check_count("concurrency", concurrency)
             return Slots(concurrency, concurrency, per_queue, names)
-        least, most = concurrency
-        _check_count("concurrency[0]", least)
-        if most < least:
+        for place, value in enumerate(concurrency):
+            _check_count(f"concurrency[{place}]", value)
+        pair = list(concurrency)
+        if len(pair) != 2 or pair != sorted(pair):
             raise JobValueError(
                 f"concurrency must be (min, max) with min <= max, got {concurrency}"
             )
+        least, most = concurrency
         return Slots(least, most, per_queue, names)
 
 
@@ -124,6 +126,7 @@ class Plan:
     _away_until: float = float("-inf")
     _empty: bool = False  # the last claim found nothing, and nothing runs
     _idle: bool = False  # nor did the sweep after it
+    _swept_last: bool = False  # no claim has come since the last sweep
 
     def next_step(self, now: float) -> Step:
         """Return what to do at *now*."""
@@ -136,13 +139,12 @@ class Plan:
         return self._next_work(now)
 
     def _next_work(self, now: float) -> Step:
-        if now >= self._sweep_at:
-            return Sweep()
         wanted = self._wanted()
-        if wanted is None:
-            return Wait(self._sweep_at - now)
-        due = self._claim_due(wanted)
-        if now >= due:
+        due = float("inf") if wanted is None else self._claim_due(wanted)
+        # In turn: a long row of due jobs to stage must not keep claims waiting.
+        if now >= self._sweep_at and not (self._swept_last and now >= due):
+            return Sweep()
+        if wanted is not None and now >= due:
             return wanted
         return Wait(max(0.0, min(self._sweep_at, due) - now))
 
@@ -180,6 +182,7 @@ class Plan:
         """Note what a claim returned: how many jobs of each queue."""
         got = sum(by_queue.values())
         self._claimed_at = now
+        self._swept_last = False
         self.running += got
         self._empty = self._idle = False
         for queue, count in by_queue.items():
@@ -201,9 +204,21 @@ class Plan:
         self._empty = False
         self._per_queue[queue] = self._per_queue.get(queue, 0) - 1
         if self.stopping or self.burst:
+            self._look_if_last()
             return True
         key = ANY if self.slots.queues is None else queue
         return self._backlog.get(key, False)
+
+    def settled(self, count: int) -> None:
+        """Note that *count* outcomes were written."""
+        self.unsettled -= count
+        if self.burst:
+            self._look_if_last()
+
+    def _look_if_last(self) -> None:
+        """At the end of a burst one claim tells whether it is the end."""
+        if not self.running and not self.unsettled:
+            self._claim_at = float("-inf")
 
     def woke(self, now: float) -> None:
         """Note a NOTIFY: look now, and for a while more often."""
@@ -221,6 +236,7 @@ class Plan:
         """Note a sweep that made *moved* jobs available; *next_due* in seconds."""
         wait = self.poll if next_due is None else min(self.poll, next_due)
         self._sweep_at = now + wait
+        self._swept_last = True
         self._idle = self._empty and not moved
         if moved or (self.burst and not self._idle):
             self._claim_at = now

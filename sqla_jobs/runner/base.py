@@ -366,7 +366,7 @@ class RunnerBase:
                 continue
             self._note(item.attempt, row, state)
         with self._lock:
-            self._plan.unsettled -= len(batch) - len(again)
+            self._plan.settled(len(batch) - len(again))
         return again
 
     def _refused(

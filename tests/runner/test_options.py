@@ -128,10 +128,14 @@ def test_refill_waits_until_fewer_than_the_least_run(kit: Kit) -> None:
 
 def quiet(kit: Kit) -> None:
     """Wait until the runner has looked twice more."""
-    runner = kit.running[0].runner
-    for _ in range(2):
-        seen = runner._plan._sweep_at
-        kit.until(lambda seen=seen: runner._plan._sweep_at > seen)
+    plan = kit.running[0].runner._plan
+    looks = {plan._sweep_at}
+
+    def looked() -> bool:
+        looks.add(plan._sweep_at)
+        return len(looks) > 2
+
+    kit.until(looked)
 
 
 def test_kinds_narrow_what_is_claimed(kit: Kit) -> None:
