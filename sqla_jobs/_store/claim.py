@@ -37,6 +37,7 @@ from sqla_jobs._core.options import MIN_LEASE
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
 from sqla_jobs._dialects import JobDialect, bind, dialect_of
 from sqla_jobs._store.base import (
+    among,
     built_once,
     connection_of,
     execute,
@@ -302,7 +303,7 @@ def _claiming(
     lease = func.coalesce(job.c.lease, bind("lease", Interval()))
     return (
         update(target)
-        .where(job.c.id == picked.c.id)
+        .where(among(job.c.id, picked))
         .values(
             state=JobState.RUNNING.value,
             lease_token=job.c.lease_token + 1,
