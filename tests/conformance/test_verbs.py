@@ -264,7 +264,8 @@ def test_fail_keeps_what_was_reported(session: Session) -> None:
 
 def test_fail_on_the_last_attempt_discards(session: Session) -> None:
     """No time asked for makes a spent job run again."""
-    for options in ({}, {"retry_at": AFTER}, {"retry_after": SECOND}):
+    times: list[dict[str, Any]] = [{}, {"retry_at": AFTER}, {"retry_after": SECOND}]
+    for options in times:
         claim = claimed(session, max_attempts=1)
 
         assert verbs.fail(session, claim, "no", **options) == "discarded"
