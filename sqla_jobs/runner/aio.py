@@ -27,7 +27,7 @@ from sqla_jobs._store.sweep import MAX_CRASHES
 from sqla_jobs.handlers import is_async
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.base import RunnerBase, warn_small_pool
-from sqla_jobs.runner.control import Control, Outage, bind_of
+from sqla_jobs.runner.control import Control, Outage
 from sqla_jobs.runner.execute import (
     Around,
     AsyncExecution,
@@ -36,7 +36,12 @@ from sqla_jobs.runner.execute import (
     SyncExecution,
 )
 from sqla_jobs.runner.outbox import AGAIN, LINGER, Outbox, Outgoing
-from sqla_jobs.runner.sessions import async_opener, sync_opener
+from sqla_jobs.runner.sessions import (
+    async_engine_of,
+    async_opener,
+    engine_of,
+    sync_opener,
+)
 from sqla_jobs.runner.threads import FORCED_SECONDS, Workers
 
 if TYPE_CHECKING:
@@ -103,7 +108,7 @@ class AsyncRunner(RunnerBase):
             on_error=on_error,
             max_crashes=max_crashes,
         )
-        opener_engine = _engine_of(session_maker, self.tables.root)
+        opener_engine = async_engine_of(session_maker, self.tables.root)
         self._engine = opener_engine
         self._control = AsyncControl(opener_engine)
         around = self._surroundings(asynchronous=True)
@@ -135,7 +140,7 @@ class AsyncRunner(RunnerBase):
     def _sync_execution(self, maker: sessionmaker[Any] | None) -> SyncExecution | None:
         if maker is None:
             return None
-        engine = bind_of(maker, self.tables.root)
+        engine = engine_of(maker, self.tables.root)
         around = self._surroundings(asynchronous=False)
         return SyncExecution(around, Control(engine), sync_opener(maker, engine))
 
@@ -506,20 +511,6 @@ class AsyncRunner(RunnerBase):
         self.forced = True
         for attempt in self._live():
             self._interrupt(attempt, Interruption.SHUTDOWN)
-
-
-def _engine_of(maker: Any, root: type[Any]) -> Any:
-    from sqlalchemy.ext.asyncio import async_sessionmaker
-
-    from sqla_jobs.errors import JobValueError
-
-    if not isinstance(maker, async_sessionmaker):
-        raise JobValueError(
-            "an AsyncRunner needs a sqlalchemy.ext.asyncio.async_sessionmaker,"
-            f" got {maker!r}"
-        )
-    session = maker()
-    return session.sync_session.get_bind(mapper=root.__mapper__)
 
 
 def _state_of(session: Any, *, tables: Any, attempt: Attempt) -> JobState | None:

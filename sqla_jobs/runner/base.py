@@ -64,6 +64,12 @@ class Options:
 
     def __post_init__(self) -> None:
         check_lease(self.lease)
+        for name, value in (("poll", self.poll), ("grace", self.grace)):
+            if not isinstance(value, timedelta):
+                raise JobValueError(
+                    f"{name} must be a timedelta, e.g. timedelta(seconds=1),"
+                    f" got {value!r}"
+                )
         if self.poll <= timedelta(0):
             raise JobValueError(f"poll must be above zero, got {self.poll}")
         if self.grace < timedelta(0):

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.exc import DBAPIError, UnboundExecutionError
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from sqla_jobs._dialects import dialect_of
@@ -47,15 +47,17 @@ def clone_engine(engine: Engine, *, size: int = CONTROL_CONNECTIONS) -> Engine:
     return clone.execution_options(isolation_level="READ COMMITTED")
 
 
-def bind_of(maker: sessionmaker[Any], root: type[Any]) -> Engine:
+def bind_of(session: Session, root: type[Any]) -> Engine:
     """
-    Return the engine that the sessions of *maker* use for the job table.
+    Return the engine that *session* uses for the job table.
 
     Raises:
-        JobValueError: If they are bound to a Connection, or not at all.
+        JobValueError: If it is bound to a Connection, or not at all.
     """
-    with maker() as session:
-        bind = session.get_bind(mapper=root.__mapper__)
+    try:
+        bind: Any = session.get_bind(mapper=root.__mapper__)
+    except UnboundExecutionError:
+        bind = None
     if not isinstance(bind, Engine):
         raise JobValueError(
             f"a runner needs sessions bound to an Engine, got {bind!r};"

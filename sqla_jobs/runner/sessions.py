@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, event, inspect
 from sqlalchemy.orm import Mapper, Session, sessionmaker
 
 from sqla_jobs.errors import JobValueError
+from sqla_jobs.runner.control import bind_of
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
@@ -53,19 +54,47 @@ def fenced_class(base: type[Session], engine: Engine) -> type[Session]:
     return fenced
 
 
-def sync_opener(
-    maker: sessionmaker[Any], engine: Engine
-) -> Callable[[Attempt], Session]:
+def engine_of(maker: sessionmaker[Any], root: type[Any]) -> Engine:
     """
-    Return a function that opens the session of an attempt, its job attached.
+    Return the engine that the sessions of *maker* use for the job table.
 
     Raises:
-        JobValueError: If *maker* is not a sessionmaker.
+        JobValueError: If *maker* is no sessionmaker, or not bound to an Engine.
     """
     if not isinstance(maker, sessionmaker):
         raise JobValueError(
             f"a Runner needs a sqlalchemy.orm.sessionmaker, got {maker!r}"
         )
+    with maker() as session:
+        engine = bind_of(session, root)
+    if engine.dialect.is_async:
+        raise JobValueError(
+            f"a Runner needs a sync engine, got {engine!r}; use an AsyncRunner"
+        )
+    return engine
+
+
+def async_engine_of(maker: async_sessionmaker[Any], root: type[Any]) -> Engine:
+    """
+    Return the sync engine that the sessions of *maker* use for the job table.
+
+    Raises:
+        JobValueError: If *maker* is no async_sessionmaker, or not bound to an engine.
+    """
+    from sqlalchemy.ext.asyncio import async_sessionmaker
+
+    if not isinstance(maker, async_sessionmaker):
+        raise JobValueError(
+            "an AsyncRunner needs a sqlalchemy.ext.asyncio.async_sessionmaker,"
+            f" got {maker!r}"
+        )
+    return bind_of(maker().sync_session, root)
+
+
+def sync_opener(
+    maker: sessionmaker[Any], engine: Engine
+) -> Callable[[Attempt], Session]:
+    """Return a function that opens the session of an attempt, its job attached."""
     fenced = fenced_class(maker.class_, engine)
 
     def open_session(attempt: Attempt) -> Session:
@@ -78,19 +107,7 @@ def sync_opener(
 def async_opener(
     maker: async_sessionmaker[Any], engine: Engine
 ) -> Callable[[Attempt], AsyncSession]:
-    """
-    Return a function that opens the AsyncSession of an attempt, its job attached.
-
-    Raises:
-        JobValueError: If *maker* is not an async_sessionmaker.
-    """
-    from sqlalchemy.ext.asyncio import async_sessionmaker
-
-    if not isinstance(maker, async_sessionmaker):
-        raise JobValueError(
-            "an AsyncRunner needs a sqlalchemy.ext.asyncio.async_sessionmaker,"
-            f" got {maker!r}"
-        )
+    """Return a function that opens the AsyncSession of an attempt, job attached."""
     base = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
     fenced = fenced_class(base, engine)
     # An expired attribute cannot be loaded without an await.

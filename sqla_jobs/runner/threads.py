@@ -24,10 +24,10 @@ from sqla_jobs._store.sweep import MAX_CRASHES
 from sqla_jobs.handlers import Handler
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.base import RunnerBase, warn_small_pool
-from sqla_jobs.runner.control import Control, Outage, bind_of
+from sqla_jobs.runner.control import Control, Outage
 from sqla_jobs.runner.execute import Around, OnError, Surroundings, SyncExecution
 from sqla_jobs.runner.outbox import Outbox, Outgoing
-from sqla_jobs.runner.sessions import sync_opener
+from sqla_jobs.runner.sessions import engine_of, sync_opener
 from sqla_jobs.runner.signals import stop_on_signals
 
 log = logging.getLogger("sqla_jobs")
@@ -138,7 +138,7 @@ class Runner(RunnerBase):
             on_error=on_error,
             max_crashes=max_crashes,
         )
-        self._engine = bind_of(session_maker, self.tables.root)
+        self._engine = engine_of(session_maker, self.tables.root)
         self._control = Control(self._engine)
         around = Surroundings(
             self.handlers,

@@ -364,5 +364,6 @@ def test_running_never_exceeds_the_slots(data: st.DataObject) -> None:
         assert len(running) <= plan.slots.most
         for queue, slots in (queues or {}).items():
             assert running.count(queue) <= slots
-        if running and data.draw(st.booleans()):
+        more: Any = st.booleans()
+        if running and data.draw(more):
             plan.finished(running.pop())
