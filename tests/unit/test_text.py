@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NoReturn
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sqla_jobs._core.text import (
     ERROR_LIMIT,
