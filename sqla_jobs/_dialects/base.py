@@ -77,8 +77,13 @@ class JobDialect(ABC):
 
     @abstractmethod
     def lock(
-        self, stmt: Select[Any], *, skip: bool, of: Any = None, delete: bool = False
-    ) -> Select[Any]:
+        self,
+        stmt: Select[*tuple[Any, ...]],
+        *,
+        skip: bool,
+        of: Any = None,
+        delete: bool = False,
+    ) -> Select[*tuple[Any, ...]]:
         """
         Return *stmt* locking its rows against other writers, not against readers.
 

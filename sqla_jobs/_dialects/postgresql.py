@@ -79,8 +79,13 @@ class PostgreSQLDialect(JobDialect):
         return func.unnest(*arrays).table_valued(*made).render_derived(name=name)
 
     def lock(
-        self, stmt: Select[Any], *, skip: bool, of: Any = None, delete: bool = False
-    ) -> Select[Any]:
+        self,
+        stmt: Select[*tuple[Any, ...]],
+        *,
+        skip: bool,
+        of: Any = None,
+        delete: bool = False,
+    ) -> Select[*tuple[Any, ...]]:
         """Return *stmt* with FOR NO KEY UPDATE, which foreign keys to jobs survive."""
         return stmt.with_for_update(key_share=not delete, skip_locked=skip, of=of)
 

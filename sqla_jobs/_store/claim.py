@@ -367,7 +367,7 @@ def _candidates(
     ]
     if not all_kinds:
         conditions.append(job.kind == func.any(bind("kinds", ARRAY(Text()))))
-    stmt: Select[Any] = (
+    stmt: Select[*tuple[Any, ...]] = (
         select(job.id, job.crashes)
         .where(*conditions)
         .order_by(job.priority.desc(), job.lane, job.run_at, job.id)

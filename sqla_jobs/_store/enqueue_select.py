@@ -55,7 +55,7 @@ AVAILABLE, SCHEDULED = JobState.AVAILABLE.value, JobState.SCHEDULED.value
 def enqueue_select(
     session: Session,
     job_class: type[Any],
-    query: Select[Any],
+    query: Select[*tuple[Any, ...]],
     values: Mapping[str, Any],
 ) -> int:
     """
@@ -212,7 +212,10 @@ def _is_sql(value: Any) -> bool:
 
 
 def _statement(
-    mapping: _Mapping, query: Select[Any], tables: JobTables, dialect: JobDialect
+    mapping: _Mapping,
+    query: Select[*tuple[Any, ...]],
+    tables: JobTables,
+    dialect: JobDialect,
 ) -> Executable:
     """
     Return one statement: read, check, insert if all rows pass, and count.
@@ -245,7 +248,7 @@ def _statement(
     )
 
 
-def _source(mapping: _Mapping, query: Select[Any]) -> CTE:
+def _source(mapping: _Mapping, query: Select[*tuple[Any, ...]]) -> CTE:
     """Return the query with the mapping's expressions as its columns."""
     # Without an expression there still has to be a row for each row.
     found = [e.label(name) for name, e in mapping.expressions.items()]

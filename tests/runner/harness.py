@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -397,7 +397,7 @@ class Kit:
         """Return an async context manager with an `AsyncRunner`."""
 
         @asynccontextmanager
-        async def manage() -> Any:
+        async def manage() -> AsyncIterator[AsyncRunner]:
             given = self.defaults(options)
             engine = create_async_engine(self.dsn, **self.engine_options)
             self.on_engine(engine.sync_engine)
