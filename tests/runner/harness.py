@@ -339,7 +339,7 @@ class Kit:
         """Run one job; return its state."""
         return self.call("run_one", **options)
 
-    def call(self, name: str, **options: Any) -> Any:
+    def call(self, name: str, /, **options: Any) -> Any:
         """Call a method of a new runner, and return what it returns."""
 
         async def use(runner: Any) -> Any:
@@ -347,7 +347,7 @@ class Kit:
 
         return self.with_runner(use, **options)
 
-    def with_runner(self, use: Callable[[Any], Any], **options: Any) -> Any:
+    def with_runner(self, use: Callable[[Any], Any], /, **options: Any) -> Any:
         """Return what the async function *use* returns for a new runner."""
         if self.shell == "threads":
             with self.sync_runner(options) as runner:

@@ -257,3 +257,24 @@ def test_stop_does_not_wait_for_a_database_that_is_away(
     running.stop(grace=timedelta(seconds=0.5))
 
     assert not running.alive
+
+
+def test_runner_that_never_found_its_database_stops(kit: Kit) -> None:
+    """A stop is heard while the runner waits for the database to appear."""
+    tries: list[int] = []
+
+    def connect(*_: Any, **__: Any) -> Any:
+        tries.append(1)
+        raise psycopg.OperationalError("connection refused")
+
+    async def connect_async(*_: Any, **__: Any) -> Any:
+        connect()
+
+    name = "creator" if kit.shell == "threads" else "async_creator"
+    kit.engine_options = {name: connect if kit.shell == "threads" else connect_async}
+    running = kit.run()
+    kit.until(lambda: tries)
+
+    running.stop(grace=timedelta(0))
+
+    assert not running.alive
