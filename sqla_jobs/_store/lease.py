@@ -22,7 +22,7 @@ from sqlalchemy.types import TypeEngine
 
 from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect, bind
-from sqla_jobs._store.base import Where, built_once, execute, word
+from sqla_jobs._store.base import Where, built_once, execute, is_running
 from sqla_jobs.models import JobTables
 
 
@@ -106,7 +106,7 @@ def _fencing(tables: JobTables, dialect: JobDialect) -> Executable:
         .where(
             job.id == bind("job", BigInteger()),
             job.lease_token == bind("token", BigInteger()),
-            job.state == word(JobState.RUNNING),
+            is_running(job.state),
         )
         .values(
             leased_until=func.greatest(job.leased_until, dialect.now() + lease),
@@ -168,7 +168,7 @@ def _renewing(tables: JobTables, dialect: JobDialect) -> Executable:
         .where(
             job.id == given.c.job_id,
             job.lease_token == given.c.token,
-            job.state == word(JobState.RUNNING),
+            is_running(job.state),
         )
         .order_by(job.id),
         skip=True,
@@ -202,7 +202,7 @@ def _looking(tables: JobTables, dialect: JobDialect) -> Executable:
     return select(job.id, job.lease_token).where(
         job.id == given.c.job_id,
         job.lease_token == given.c.token,
-        job.state == word(JobState.RUNNING),
+        is_running(job.state),
     )
 
 

@@ -33,6 +33,7 @@ from sqla_jobs._store.base import (
     Where,
     built_once,
     execute,
+    is_running,
     literal_states,
     state_rule,
     word,
@@ -125,7 +126,7 @@ def _held(tables: JobTables, dialect: JobDialect, *, skip: bool) -> CTE:
         .where(
             job.id == given.c.job_id,
             job.lease_token == given.c.token,
-            job.state == word(JobState.RUNNING),
+            is_running(job.state),
         )
         .order_by(job.id)
     )
