@@ -12,11 +12,11 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session
 
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._store.claim import claim, claim_jobs
-from sqla_jobs._store.lease import fence, renew_many
+from sqla_jobs._store.lease import renew_many
 from sqla_jobs._store.operate import apply_retention, request_cancel, requeue
 from sqla_jobs._store.settle import settle
 from sqla_jobs._store.sweep import rescue, stage
@@ -209,7 +209,8 @@ def test_retention_reads_the_finished_index(big: Engine, mode: str) -> None:
         assert plan.most_rows() <= 400
 
 
-def _held(session: Session) -> list[tuple[int, int]]:
+def held_jobs(session: Session) -> list[tuple[int, int]]:
+    """Return ids and tokens of 100 running jobs."""
     query = text("SELECT id FROM jobs WHERE state = 'running' ORDER BY id LIMIT 100")
     schema = session.connection().get_execution_options()["schema_translate_map"][None]
     session.execute(text(f"SET LOCAL search_path TO {schema}"))
@@ -220,7 +221,7 @@ def _held(session: Session) -> list[tuple[int, int]]:
 def test_batches_read_their_rows_only(big: Engine, mode: str) -> None:
     """A settle and a renewal of 100 touch no other rows than the running ones."""
     with Session(big) as session:
-        held = _held(session)
+        held = held_jobs(session)
     rows = [Settlement(job, token, "retry", delay=1.0) for job, token in held]
 
     (settling,) = plans(big, mode, lambda session: settle(session, TABLES, rows))
@@ -250,28 +251,3 @@ def test_operators_read_by_id_and_key(big: Engine, mode: str) -> None:
     for plan in plans(big, mode, work):
         assert "jobs" not in plan.scanned()
         assert plan.buffers <= 600
-
-
-def test_lookups_do_not_trust_stale_statistics(
-    job_engine: Engine, sessions: sessionmaker[Session]
-) -> None:
-    """Statistics made while nothing ran send no lookup through all running jobs."""
-    with sessions.begin() as session:
-        fill(session, 3_000)
-    with sessions.begin() as session:
-        session.execute(text("ANALYZE"))
-    with sessions.begin() as session:
-        lease = {"lease_token": 1, "attempt": 1, "leased_until": NOW + DAY}
-        fill(session, 3_000, state="running", **lease)
-    with Session(job_engine) as session:
-        held = _held(session)
-    rows = [Settlement(job, token, "complete") for job, token in held]
-
-    def work(session: Session) -> None:
-        settle(session, TABLES, rows)
-        fence(session, TABLES, *held[0], lease=LEASE)
-        renew_many(session, TABLES, held[1:], lease=LEASE)
-
-    for plan in plans(job_engine, "force_generic_plan", work):
-        assert "leases_v1_idx" not in plan.indexes()
-        assert plan.most_rows() <= 100
