@@ -124,7 +124,8 @@ class Plan:
     _sweep_at: float = 0.0
     _hot_until: float = float("-inf")
     _away_until: float = float("-inf")
-    _empty: bool = False  # the last claim found nothing, and nothing runs
+    _quiet: bool = False  # nothing ran when the last claim was sent
+    _empty: bool = False  # it found nothing, and nothing runs
     _idle: bool = False  # nor did the sweep after it
     _swept_last: bool = False  # no claim has come since the last sweep
 
@@ -145,6 +146,7 @@ class Plan:
         if now >= self._sweep_at and not (self._swept_last and now >= due):
             return Sweep()
         if wanted is not None and now >= due:
+            self._quiet = not self.running and not self.unsettled
             return wanted
         return Wait(max(0.0, min(self._sweep_at, due) - now))
 
@@ -195,8 +197,15 @@ class Plan:
                 self._backlog[queue] = full or by_queue.get(queue, 0) >= asked
         self._claim_at = now + (HOT_POLL if now < self._hot_until else self.poll)
         if self.burst and not self.running and not self.unsettled:
+            self._found_nothing(now)
+
+    def _found_nothing(self, now: float) -> None:
+        """Note an empty claim; one that an end overtook did not see what that left."""
+        if self._quiet:
             self._empty = True
             self._sweep_at = now
+        else:
+            self._claim_at = now
 
     def finished(self, queue: str) -> bool:
         """Note that a slot is free again; return whether the loop should look."""

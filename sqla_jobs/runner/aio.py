@@ -189,8 +189,11 @@ class AsyncRunner(RunnerBase):
             if not attempts:
                 return None
             await self._work(attempts[0])
-            while batch := self._outbox.take():
-                await self._flush(batch)
+            while self._plan.unsettled:
+                if batch := self._outbox.take():
+                    await self._flush(batch)
+                else:
+                    await asyncio.sleep(AGAIN)
             return await self._control.run(
                 partial(_state_of, attempt=attempts[0], tables=self.tables)
             )

@@ -197,6 +197,8 @@ class RunnerBase:
             if self._running:
                 raise RuntimeError(f"{self.name} runs already")
             self._running, self._stopping, self.forced = True, False, False
+            self._plan = self._new_plan(burst=False)
+            self._attempts.clear()
 
     # Threads beside the jobs
 
@@ -350,7 +352,8 @@ class RunnerBase:
         if attempt.final is not None and attempt.final_state is not None:
             due = self._note(attempt, attempt.final, attempt.final_state)
         with self._lock:
-            self._attempts.pop((attempt.job_id, attempt.token), None)
+            if self._attempts.pop((attempt.job_id, attempt.token), None) is None:
+                return False  # a thread that an earlier run could not wait for
             look = self._plan.finished(attempt.queue) or due
             if settlement is None or not attempt.take():
                 return look

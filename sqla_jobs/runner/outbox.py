@@ -54,9 +54,15 @@ class Outbox:
             self._later_at = time.monotonic() + AGAIN
 
     def close(self) -> None:
-        """Let `gather` return None once everything is taken but what was put back."""
+        """Let `gather` return None once everything is taken."""
         with self._filled:
             self.closed = True
+            self._filled.notify_all()
+
+    def drop(self) -> None:
+        """Give up what was put back: nobody waits for it any more."""
+        with self._filled:
+            self._later.clear()
             self._filled.notify_all()
 
     def take(self) -> list[Outgoing]:
@@ -68,7 +74,7 @@ class Outbox:
         """Wait for outcomes, linger for more, and return a batch; None when closed."""
         with self._filled:
             while not self._ready():
-                if self.closed:
+                if self.closed and not self._later:
                     return None
                 self._filled.wait(self._wait() if self._later else None)
             until = time.monotonic() + LINGER

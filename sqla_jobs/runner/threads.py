@@ -198,8 +198,8 @@ class Runner(RunnerBase):
             if not attempts:
                 return None
             self._work(attempts[0])
-            while batch := self._outbox.take():
-                self._flush(batch)
+            self._outbox.close()
+            self._settle_loop()
             return self._control.run(partial(_state_of, self.tables, attempts[0]))
         finally:
             self._stop_watch()
@@ -312,6 +312,7 @@ class Runner(RunnerBase):
         self._outbox.close()
         if self._settler is not None:
             self._settler.join(FORCED_SECONDS if self.forced else None)
+        self._outbox.drop()
         self._stop_watch()
         try:
             self._control.run(

@@ -430,6 +430,18 @@ def take_over(kit: Kit, job: int) -> Any:
     return claimed
 
 
+def quiet(kit: Kit) -> None:
+    """Wait until the runner has looked twice more."""
+    plan = kit.running[0].runner._plan
+    looks = {plan._sweep_at}
+
+    def looked() -> bool:
+        looks.add(plan._sweep_at)
+        return len(looks) > 2
+
+    kit.until(looked)
+
+
 def clear(engine: Engine) -> None:
     """Delete all rows."""
     names = ", ".join(Base.metadata.tables)

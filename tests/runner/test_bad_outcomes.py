@@ -234,3 +234,54 @@ def test_task_cancelled_by_somebody_else_is_handed_back(aio: Kit) -> None:
     kit.drain()
 
     assert (runs, kit.job(job).state, kit.attempts(job)) == ([1, 1], "completed", [])
+
+
+def test_run_one_waits_for_a_row_that_somebody_writes(kit: Kit) -> None:
+    """The state that it returns is the written one."""
+    locked, written = threading.Event(), threading.Event()
+
+    async def run(job: Any, ctx: Any) -> None:
+        holder.start()
+        await wait_for(locked)
+
+    def hold() -> None:
+        with kit.engine.begin() as connection:
+            connection.execute(text("UPDATE jobs SET tags = '[]'"))
+            locked.set()
+            written.wait(1)
+
+    holder = threading.Thread(target=hold)
+    kit.handle(run)
+    kit.add()
+
+    assert kit.run_one() == "completed"
+    holder.join()
+
+
+def test_thread_of_an_earlier_run_takes_no_slot_of_a_later_one(threads: Kit) -> None:
+    """What a forced stop could not wait for is forgotten, however it ends."""
+    kit, over, ended = threads, threading.Event(), threading.Event()
+    started = threading.Event()
+
+    async def run(job: Any, ctx: Any) -> None:
+        if job.n == 1:
+            started.set()
+            over.wait(20)
+            ended.set()
+
+    async def use(runner: Any) -> Any:
+        kit.add(Task(n=1))
+        runner.start()
+        assert started.wait(10)
+        runner.stop(grace=timedelta(0))
+        kit.sql("DELETE FROM jobs")
+        with runner:
+            over.set()
+            assert ended.wait(10)
+            kit.add()
+            kit.until(lambda: kit.states() == ["completed"])
+        return runner._plan
+
+    kit.handle(run)
+
+    assert kit.with_runner(use).running == 0

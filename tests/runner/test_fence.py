@@ -12,6 +12,7 @@ from sqlalchemy import event, select, text
 from sqlalchemy.orm import Session, sessionmaker, with_loader_criteria
 
 from sqla_jobs import AttemptInterrupted, constant
+from sqla_jobs.runner.attempt import Interruption
 from tests.runner.harness import (
     Job,
     Kit,
@@ -421,3 +422,53 @@ def test_writes_through_bulk_statements_are_fenced(kit: Kit) -> None:
     kit.drain(concurrency=1)
 
     assert (kit.notes(), kit.states()) == (["core"], ["completed", "running"])
+
+
+def test_refused_commit_leaves_no_transaction_open(kit: Kit) -> None:
+    """Whoever swallows the refusal keeps no locks, nor rows for another to commit."""
+    seen: list[Any] = []
+
+    async def run(job: Any, ctx: Any) -> None:
+        effects(ctx.session, job, "stale")
+        await ok(ctx.session.flush())
+        take_over(kit, job.id)
+        try:
+            await ok(ctx.session.commit())
+        except AttemptInterrupted:
+            seen.append(kit.sql(WRITING))
+
+    kit.handle(run)
+    kit.add()
+
+    kit.drain()
+
+    assert seen == [0]
+    assert kit.notes() == []
+
+
+WRITING = (
+    "SELECT count(*) FROM pg_locks WHERE relation = 'effects'::regclass"
+    " AND mode = 'RowExclusiveLock'"
+)
+
+
+def test_flush_is_refused_in_a_transaction_that_was_open(kit: Kit) -> None:
+    """After an interruption nothing more is written, not even to be rolled back."""
+    refused: list[str] = []
+
+    async def run(job: Any, ctx: Any) -> None:
+        effects(ctx.session, job, "before")
+        await ok(ctx.session.flush())
+        ctx._attempt.interrupt(Interruption.LOST)
+        effects(ctx.session, job, "after")
+        try:
+            await ok(ctx.session.flush())
+        except AttemptInterrupted as exc:
+            refused.append(exc.reason)
+
+    kit.handle(run)
+    kit.add()
+
+    kit.drain()
+
+    assert (refused, kit.notes()) == (["the lease is lost"], [])

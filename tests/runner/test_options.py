@@ -21,6 +21,7 @@ from tests.runner.harness import (
     Task,
     effects,
     ok,
+    quiet,
     wait_for,
 )
 
@@ -124,18 +125,6 @@ def test_refill_waits_until_fewer_than_the_least_run(kit: Kit) -> None:
     kit.until(lambda: kit.states().count("running") == 4)
     for gate in gates:
         gate.set()
-
-
-def quiet(kit: Kit) -> None:
-    """Wait until the runner has looked twice more."""
-    plan = kit.running[0].runner._plan
-    looks = {plan._sweep_at}
-
-    def looked() -> bool:
-        looks.add(plan._sweep_at)
-        return len(looks) > 2
-
-    kit.until(looked)
 
 
 def test_kinds_narrow_what_is_claimed(kit: Kit) -> None:
@@ -561,3 +550,25 @@ def test_runner_is_on_record_while_it_runs(kit: Kit) -> None:
     assert (row["name"], row["kinds"], row["queues"]) == ("mine", ["task"], {"a": 3})
     running.stop()
     assert kit.sql("SELECT count(*) FROM jobs_runners") == 0
+
+
+def test_runner_needs_no_connection_of_the_applications_pool(kit: Kit) -> None:
+    """While a handler holds the only one, others are claimed, run and settled."""
+    kit.engine_options = {"pool_size": 1, "max_overflow": 0}
+    holds, go = threading.Event(), threading.Event()
+
+    async def run(job: Any, ctx: Any) -> None:
+        if job.n == 1:
+            effects(ctx.session, job, "holds")
+            await ok(ctx.session.flush())
+            holds.set()
+            await wait_for(go)
+
+    kit.handle(run)
+    kit.add(Task(n=1))
+    kit.run()
+    assert holds.wait(10)
+    (other,) = kit.add(Task())
+
+    kit.until_state(other, "completed")
+    go.set()

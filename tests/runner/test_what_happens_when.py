@@ -37,6 +37,7 @@ from tests.runner.harness import (
     answerless_commit,
     effects,
     ok,
+    quiet,
     take_over,
     wait_for,
 )
@@ -396,13 +397,11 @@ def test_crash_costs_every_job_an_attempt_and_three_are_poison(kit: Kit) -> None
     An expired lease costs an attempt and a crash; at the third the job is discarded,
     and jobs that crashed twice run one at a time.
     """
-    together: list[int] = []
-    most: list[int] = []
+    go, started = threading.Event(), threading.Event()
 
     async def run(job: Any, ctx: Any) -> None:
-        together.append(job.id)
-        most.append(len(together))
-        together.remove(job.id)
+        started.set()
+        await wait_for(go)
 
     ids = kit.add(*[Task() for _ in range(4)])
     for crash in (1, 2):
@@ -420,10 +419,13 @@ def test_crash_costs_every_job_an_attempt_and_three_are_poison(kit: Kit) -> None
             (crash, crash, "available")
         }
     kit.handle(run)
-    kit.drain(concurrency=4)
-
-    assert kit.states() == ["completed"] * 4
-    assert max(most) == 1
+    running = kit.run(concurrency=4)
+    assert started.wait(10)
+    quiet(kit)
+    assert kit.states().count("running") == 1
+    go.set()
+    kit.until(lambda: kit.states() == ["completed"] * 4)
+    running.stop()
     assert [a.outcome for a in kit.attempts(ids[0])] == ["crash", "crash"]
 
     kit.sql("UPDATE jobs SET state = 'running', leased_until = now() - interval '1 s'")
@@ -488,12 +490,15 @@ def test_commit_without_an_answer_is_looked_up_first(kit: Kit) -> None:
     async def run(job: Any, ctx: Any) -> None:
         effects(ctx.session, job, "once")
 
+    failed: list[BaseException] = []
     kit.handle(run)
     (job,) = kit.add()
-    kit.run()
+    running = kit.run(on_error=lambda job, ctx, exc: failed.append(exc))
 
     row = kit.until_state(job, "completed", "retryable")
     kit.until(lambda: lost)
+    running.stop()
+    assert failed == []
     assert (row.state, row.attempt, kit.notes()) == ("completed", 1, ["once"])
     assert kit.attempts(job) == []
 

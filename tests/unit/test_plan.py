@@ -312,6 +312,19 @@ def test_burst_ends_soon_after_the_last_job() -> None:
     assert plan.next_step(now) == Stop()
 
 
+def test_burst_looks_again_when_a_job_ended_during_the_claim() -> None:
+    """A claim sent before a job's commit cannot have seen what that enqueued."""
+    plan = plan_of(burst=True)
+    claim(plan, 0.0, default=1)
+    plan.swept(POLL, moved=1, next_due=None)
+    sent = plan.next_step(POLL)
+    assert isinstance(sent, Claim)
+    plan.finished("default")
+    plan.claimed(POLL + 0.1, sent, {})
+
+    assert claim(plan, POLL + 0.1, default=1) == Claim(4, None)
+
+
 def test_burst_goes_on_while_sweeps_find_something() -> None:
     """What a sweep makes available is still part of it."""
     plan = plan_of(burst=True)
