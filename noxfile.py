@@ -83,6 +83,9 @@ def types(session: nox.Session) -> None:
     """Check the types with mypy and with pyright."""
     session.install("-e", ".[demo]", *group("tests", "types"))
     session.run("mypy")
+    example = "docs/examples/code_index"
+    files = sorted(map(str, Path(example).glob("*.py")))
+    session.run("mypy", "--strict", *files, env={"MYPYPATH": example})
     # Named, since pyright prefers a pyrightconfig.json of any folder above.
     session.run("pyright", "--project", "pyproject.toml")
 
