@@ -276,6 +276,7 @@ def test_thread_of_an_earlier_run_takes_no_slot_of_a_later_one(threads: Kit) -> 
         runner.stop(grace=timedelta(0))
         kit.sql("DELETE FROM jobs")
         with runner:
+            kit.until(lambda: kit.sql("SELECT count(*) FROM jobs_runners"))
             over.set()
             assert ended.wait(10)
             kit.add()
