@@ -310,7 +310,7 @@ class AsyncRunner(RunnerBase):
             await self._control.run(
                 partial(forget_runner, tables=self.tables, runner_id=self.id)
             )
-        except DBAPIError as exc:
+        except Exception as exc:  # noqa: BLE001 - it is deleted later by others
             log.debug("%s: its row stays: %s", self.name, exc)
         log.info("%s: stopped", self.name)
 
