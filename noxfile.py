@@ -75,7 +75,6 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports")
-    session.run("interrogate", "-q", "sqla_jobs", "tests")
 
 
 @nox.session
