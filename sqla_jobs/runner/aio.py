@@ -285,6 +285,10 @@ class AsyncRunner(RunnerBase):
             self._stop_soon(timedelta(0))
             await self._steps(workers)
             raise
+        except BaseException:
+            self._stop_soon(timedelta(0))
+            self._force()
+            raise
         finally:
             workers.stop()
             if listener is not None:

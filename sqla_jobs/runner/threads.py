@@ -281,6 +281,11 @@ class Runner(RunnerBase):
         self._open()
         try:
             self._loop(workers)
+        except BaseException:
+            self._begin_stop()
+            self._stop_by = time.monotonic()
+            self._force()
+            raise
         finally:
             workers.stop()
             self._close()

@@ -286,3 +286,27 @@ def test_thread_of_an_earlier_run_takes_no_slot_of_a_later_one(threads: Kit) -> 
     kit.handle(run)
 
     assert kit.with_runner(use).running == 0
+
+
+def test_runner_that_fails_itself_hands_its_jobs_back(kit: Kit) -> None:
+    """An error that is no outage ends `run`, which raises it, but loses no job."""
+    started, stuck = threading.Event(), threading.Event()
+
+    async def run(job: Any, ctx: Any) -> None:
+        started.set()
+        await wait_for(stuck, ctx)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    kit.handle(run)
+    (job,) = kit.add()
+    running = kit.run()
+    assert started.wait(10)
+    running.runner._swept = broken
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        running.join()
+
+    running.error = None
+    assert (kit.job(job).state, kit.job(job).attempt) == ("available", 0)

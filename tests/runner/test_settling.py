@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import create_engine, event, make_url
+from sqlalchemy.exc import OperationalError
 
 from sqla_jobs import Retry, Snooze
 from sqla_jobs.testing import DatabaseServer
@@ -244,7 +245,7 @@ def test_stop_does_not_wait_for_a_database_that_is_away(
 
     def refuse(*_: Any) -> None:
         if away.is_set():
-            raise psycopg.OperationalError("the connection is lost")
+            raise OperationalError("", {}, OSError("the connection is lost"))
 
     kit.handle(run)
     kit.add()
