@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -21,12 +18,11 @@ from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import JobState
 from sqla_jobs._notify import ListenerTask, listener_for
-from sqla_jobs._store.lease import settled_state
 from sqla_jobs._store.runners import forget_runner, require_tables
 from sqla_jobs._store.sweep import MAX_CRASHES
 from sqla_jobs.handlers import is_async
 from sqla_jobs.runner.attempt import Attempt, Interruption
-from sqla_jobs.runner.base import RunnerBase, warn_small_pool
+from sqla_jobs.runner.base import RunnerBase
 from sqla_jobs.runner.control import Control, Outage
 from sqla_jobs.runner.execute import (
     Around,
@@ -35,13 +31,15 @@ from sqla_jobs.runner.execute import (
     Surroundings,
     SyncExecution,
 )
-from sqla_jobs.runner.outbox import AGAIN, LINGER, Outbox, Outgoing
+from sqla_jobs.runner.options import warn_small_pool
+from sqla_jobs.runner.outbox import AGAIN, LINGER, Outgoing
 from sqla_jobs.runner.sessions import (
     async_engine_of,
     async_opener,
     engine_of,
     sync_opener,
 )
+from sqla_jobs.runner.signals import stop_loop_on_signals
 from sqla_jobs.runner.threads import FORCED_SECONDS, Workers
 
 if TYPE_CHECKING:
@@ -120,7 +118,6 @@ class AsyncRunner(RunnerBase):
         self._woken = asyncio.Event()
         self._filled = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
-        self._stop_by = float("inf")
 
     def _surroundings(self, *, asynchronous: bool) -> Surroundings:
         """Middleware is async for async handlers and sync for sync ones."""
@@ -157,7 +154,7 @@ class AsyncRunner(RunnerBase):
             MissingTables: If the database lacks the job tables.
         """
         self._reset()
-        with self._signals():
+        with stop_loop_on_signals(self._signalled):
             await self._run(burst=False)
 
     async def run_until_idle(self) -> None:
@@ -168,7 +165,7 @@ class AsyncRunner(RunnerBase):
             MissingTables: If the database lacks the job tables.
         """
         self._reset()
-        with self._signals():
+        with stop_loop_on_signals(self._signalled):
             await self._run(burst=True)
 
     async def run_one(self) -> JobState | None:
@@ -183,9 +180,7 @@ class AsyncRunner(RunnerBase):
             await self._check_tables()
             self._start_watch(self._engine)
             await self._control.run(self._sweep_work)
-            names = self.options.slots.names
-            queues = None if names is None else dict.fromkeys(names, 1)
-            attempts = await self._claim(Claim(1, queues))
+            attempts = await self._claim(Claim(1, self._one_of_each_queue()))
             if not attempts:
                 return None
             await self._work(attempts[0])
@@ -195,7 +190,7 @@ class AsyncRunner(RunnerBase):
                 else:
                     await asyncio.sleep(AGAIN)
             return await self._control.run(
-                partial(_state_of, attempt=attempts[0], tables=self.tables)
+                partial(self._state_work, attempt=attempts[0])
             )
         finally:
             await asyncio.to_thread(self._stop_watch)
@@ -249,8 +244,6 @@ class AsyncRunner(RunnerBase):
 
     def _reset(self) -> None:
         self._begin_run()
-        self._stop_by = float("inf")
-        self._outbox = Outbox()
         self._loop = asyncio.get_running_loop()
         self._woken, self._filled = asyncio.Event(), asyncio.Event()
 
@@ -480,21 +473,6 @@ class AsyncRunner(RunnerBase):
 
     # Shutdown
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
-        for number in signals:
-            loop.add_signal_handler(number, self._signalled)
-        try:
-            yield
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
-
     def _signalled(self) -> None:
         if self._stopping:
             self._stop_by = time.monotonic()
@@ -518,7 +496,3 @@ class AsyncRunner(RunnerBase):
         self.forced = True
         for attempt in self._live():
             self._interrupt(attempt, Interruption.SHUTDOWN)
-
-
-def _state_of(session: Any, *, tables: Any, attempt: Attempt) -> JobState | None:
-    return settled_state(session, tables, attempt.job_id, attempt.token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -41,3 +42,19 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
         for number, old in before.items():
             signal.signal(number, old)
         seen.put(False)
+
+
+@contextmanager
+def stop_loop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call *stop* in the running event loop on each signal; on the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)

@@ -18,15 +18,15 @@ from sqlalchemy.orm import sessionmaker
 from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
 from sqla_jobs._core.states import JobState
 from sqla_jobs._notify import ListenerThread, listener_for
-from sqla_jobs._store.lease import settled_state
 from sqla_jobs._store.runners import forget_runner, require_tables
 from sqla_jobs._store.sweep import MAX_CRASHES
 from sqla_jobs.handlers import Handler
 from sqla_jobs.runner.attempt import Attempt, Interruption
-from sqla_jobs.runner.base import RunnerBase, warn_small_pool
+from sqla_jobs.runner.base import RunnerBase
 from sqla_jobs.runner.control import Control, Outage
 from sqla_jobs.runner.execute import Around, OnError, Surroundings, SyncExecution
-from sqla_jobs.runner.outbox import Outbox, Outgoing
+from sqla_jobs.runner.options import warn_small_pool
+from sqla_jobs.runner.outbox import Outgoing
 from sqla_jobs.runner.sessions import engine_of, sync_opener
 from sqla_jobs.runner.signals import stop_on_signals
 
@@ -153,7 +153,6 @@ class Runner(RunnerBase):
         self._thread: threading.Thread | None = None
         self._settler: threading.Thread | None = None
         self._listener: ListenerThread | None = None
-        self._stop_by = float("inf")
 
     # Public verbs
 
@@ -200,7 +199,7 @@ class Runner(RunnerBase):
             self._work(attempts[0])
             self._outbox.close()
             self._settle_loop()
-            return self._control.run(partial(_state_of, self.tables, attempts[0]))
+            return self._control.run(partial(self._state_work, attempt=attempts[0]))
         finally:
             self._stop_watch()
             self._control.close()
@@ -260,8 +259,6 @@ class Runner(RunnerBase):
 
     def _reset(self) -> None:
         self._begin_run()
-        self._stop_by = float("inf")
-        self._outbox = Outbox()
         self._woken.clear()
 
     def _run(self, *, burst: bool) -> None:
@@ -390,10 +387,6 @@ class Runner(RunnerBase):
         self._outage.worked()
         return self._claimed(step, jobs, sent)
 
-    def _one_of_each_queue(self) -> dict[str, int] | None:
-        names = self.options.slots.names
-        return None if names is None else dict.fromkeys(names, 1)
-
     def _work(self, attempt: Attempt) -> None:
         """Run one attempt; called in a worker thread."""
         settlement = self._execute(attempt)
@@ -455,7 +448,3 @@ class Runner(RunnerBase):
 
 def _is_sync(handler: Handler) -> bool:
     return not handler.is_async
-
-
-def _state_of(tables: Any, attempt: Attempt, session: Any) -> JobState | None:
-    return settled_state(session, tables, attempt.job_id, attempt.token)
