@@ -209,8 +209,8 @@ class Bench:
         asyncio.run(main())
 
     def write_one(self, _count: int) -> None:
-        """Run jobs that write one row each, in 4 threads."""
-        Runner(self.session, Job, concurrency=4).run_until_idle()
+        """Run jobs that write one row each, in 20 threads."""
+        Runner(self.session, Job, concurrency=20).run_until_idle()
 
     def leftovers(self) -> int:
         """Return how many jobs are not completed: 0, or the run counts for nothing."""
@@ -283,7 +283,7 @@ WORKLOADS = (
     ),
     Workload(
         "one write per job, atomic",
-        Side("Runner, 4 threads", Bench.write_one, _filled(WriteOne), drains=True),
+        Side("Runner, 20 threads", Bench.write_one, _filled(WriteOne), drains=True),
         Side("SQLAlchemy add + commit", Bench.bare_loop),
         2_000,
     ),
