@@ -51,7 +51,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, and the code blocks of the README and the documentation."""
-    session.install("-e", ".[demo]", *group("tests"))
+    session.install("-e", ".[demo,reload]", *group("tests"))
     session.run(*PYTEST, *session.posargs)
 
 
@@ -61,10 +61,11 @@ def minimum(session: nox.Session) -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = [*PROJECT["project"]["dependencies"]]
     wanted += [one for name in ("asyncio", "binary", "cli") for one in extras[name]]
+    wanted += [*group("companions"), *extras["reload"][1:]]
     oldest = Path(session.create_tmp(), "oldest.txt")
     pins = (re.sub(r"\[.*\]", "", one).replace(">=", "==") for one in wanted)
     oldest.write_text("\n".join(pins))
-    session.install("-e", ".[demo]", *group("tests"), "--constraint", str(oldest))
+    session.install("-e", ".[demo,reload]", *group("tests"), "--constraint", str(oldest))
     session.run(*PYTEST, *(session.posargs or ["tests", "-m", "not slow"]))
 
 
@@ -80,7 +81,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy and with pyright."""
-    session.install("-e", ".[demo]", *group("tests", "types"))
+    session.install("-e", ".[demo,reload]", *group("tests", "types"))
     session.run("mypy")
     example = "docs/examples/code_index"
     files = sorted(map(str, Path(example).glob("*.py")))
@@ -143,5 +144,5 @@ def use_wheel(session: nox.Session, wheel: Path, venv: Path) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Print jobs per second beside plain psycopg loops, measured in the same run."""
-    session.install("-e", ".[demo]", *group("tests"))
+    session.install("-e", ".[demo,reload]", *group("tests"))
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
