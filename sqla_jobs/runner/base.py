@@ -93,6 +93,7 @@ class RunnerBase:
         check_callables(self.options, runs)
         self.handlers = choose_handlers(self.tables, kinds, runs)
         self.forced = False
+        self.failures = 0  # attempts since `run` that ended retryable or discarded
         self._runs, self._slots_asked = runs, (concurrency, queues)
         self._outage = Outage(self.name)
         self._lock = threading.Lock()
@@ -119,6 +120,9 @@ class RunnerBase:
         concurrency: int | tuple[int, int] | None = None,
         grace: timedelta | None = None,
         name: str | None = None,
+        lease: timedelta | None = None,
+        poll: timedelta | None = None,
+        listen: bool | None = None,
     ) -> None:
         """
         Change options before the runner runs, as if it had been made with them.
@@ -137,11 +141,15 @@ class RunnerBase:
         handlers = dict(self.handlers)
         if kinds is not None:
             handlers = choose_handlers(self.tables, kinds, self._runs)
+        given: dict[str, Any] = {
+            "grace": grace,
+            "lease": lease,
+            "poll": poll,
+            "listen": listen,
+        }
+        kept = {key: value for key, value in given.items() if value is not None}
         self.options = replace(
-            self.options,
-            slots=Slots.of(*asked),
-            grace=self.options.grace if grace is None else grace,
-            name=name or self.name,
+            self.options, slots=Slots.of(*asked), name=name or self.name, **kept
         )
         self._slots_asked = asked
         # In place: what runs the attempts holds the same mapping.
@@ -164,6 +172,7 @@ class RunnerBase:
             if self._running:
                 raise RuntimeError(f"{self.name} runs already")
             self._running, self._stopping, self.forced = True, False, False
+            self.failures = 0
             self._plan, self._outbox = self._new_plan(burst=False), Outbox()
             self._stop_by = float("inf")
             self._attempts.clear()
@@ -374,6 +383,9 @@ class RunnerBase:
     def _note(self, attempt: Attempt, row: Settlement, state: JobState | None) -> bool:
         """Note what became of an attempt; return whether its job is due again soon."""
         self._log_settled(attempt, state)
+        if state in (JobState.RETRYABLE, JobState.DISCARDED):
+            with self._lock:
+                self.failures += 1
         again = state in (JobState.RETRYABLE, JobState.SCHEDULED) and row.at is None
         if again:
             with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
 from types import FrameType
@@ -14,9 +14,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+def stop_on_signals(
+    stop: Callable[[], None], numbers: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[None]:
     """
-    Call *stop* once for each SIGTERM and SIGINT, one after the other, in a thread.
+    Call *stop* once for each signal, one after the other, in a thread.
 
     Elsewhere than on the main thread signals are left alone.
     """
@@ -35,7 +37,7 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
             stop()
 
     threading.Thread(target=work, name="sqla-jobs-signals", daemon=True).start()
-    before = {number: signal.signal(number, handle) for number in SIGNALS}
+    before = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:
@@ -45,16 +47,18 @@ def stop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 @contextmanager
-def stop_loop_on_signals(stop: Callable[[], None]) -> Iterator[None]:
+def stop_loop_on_signals(
+    stop: Callable[[], None], numbers: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[None]:
     """Call *stop* in the running event loop on each signal; on the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     loop = asyncio.get_running_loop()
-    for number in SIGNALS:
+    for number in numbers:
         loop.add_signal_handler(number, stop)
     try:
         yield
     finally:
-        for number in SIGNALS:
+        for number in numbers:
             loop.remove_signal_handler(number)
