@@ -224,7 +224,10 @@ class UnionCodec(Codec):
 
     def write(self, value: Any, depth: int) -> Any:
         """Return what the first member that accepts *value* stores."""
-        return self._first("write", value, depth)
+        stored = self._first("write", value, depth)
+        if stored is None and value is not None and self._nullable:
+            raise Invalid(f"{short(value)} would be stored as None is, as null")
+        return stored
 
     def read(self, value: Any, depth: int) -> Any:
         """Return what the first member that accepts *value* decodes."""

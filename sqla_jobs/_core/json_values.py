@@ -26,7 +26,7 @@ _FIXES = {
     "memoryview": "put it into payload_bytes, or base64 text into a str",
 }
 
-_encode_text = json.JSONEncoder(
+json_text = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 ).encode
 _shortener = reprlib.Repr()
@@ -60,7 +60,7 @@ def dump(value: Any, path: str = "payload") -> str:
         PayloadError: As `check_json` does.
     """
     check_json(value, path)
-    return _encode_text(value)
+    return json_text(value)
 
 
 def payload_size(text: str) -> int:
@@ -93,7 +93,7 @@ class Invalid(Exception):
 
     def at(self, path: str) -> PayloadError:
         """Return the error for the caller, with the whole path."""
-        steps = [_step_text(step) for step in reversed(self.steps)]
+        steps = [step_text(step) for step in reversed(self.steps)]
         if len(steps) > 12:
             steps[6:-6] = ["..."]
         where = path + "".join(steps)
@@ -228,7 +228,8 @@ def _refuse(value: Any) -> NoReturn:
     raise Invalid(f"{short(value)} is a {name}, which JSON cannot hold; {fix}")
 
 
-def _step_text(step: Any) -> str:
+def step_text(step: Any) -> str:
+    """Return a key or an index as part of a path."""
     if isinstance(step, int):
         return f"[{step}]"
     return f".{step}" if step.isidentifier() else f"[{short(step)}]"

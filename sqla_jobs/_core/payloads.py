@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import typing_extensions as te
 
+from sqla_jobs._core import validated
 from sqla_jobs._core.codecs import (
     SIMPLE,
     AnyCodec,
@@ -57,6 +58,7 @@ __all__ = [
     "codec_for",
     "dump",
     "payload_size",
+    "plain_result",
 ]
 
 Seen = dict[Any, Codec]
@@ -68,7 +70,8 @@ def codec_for(annotation: Any) -> Codec:
 
     Known are str, int, float, bool, None, Any, Literal, unions, list, tuple, dict with
     text keys, TypedDict, dataclasses, enums of str or int, datetime (aware), date,
-    time, timedelta, UUID, Decimal, NewType, Annotated and type aliases of these.
+    time, timedelta, UUID, Decimal, NewType, Annotated and type aliases of these, and
+    pydantic models and dataclasses and msgspec structs.
 
     Raises:
         JobDefinitionError: If the annotation, or a part of it, cannot be stored as
@@ -84,6 +87,19 @@ def codec_for(annotation: Any) -> Codec:
 @lru_cache(maxsize=2048)
 def _cached(annotation: Any) -> Codec:
     return _build(annotation, {})
+
+
+def plain_result(value: object) -> object:
+    """
+    Return the JSON form of a returned model or struct; anything else as it is.
+
+    Raises:
+        PayloadError: If it does not come back equal from that form.
+    """
+    tp = type(value)
+    if validated.is_pydantic(tp) or validated.is_struct(tp):
+        return codec_for(tp).encode(value, "result")
+    return value
 
 
 def _build(tp: Any, seen: Seen) -> Codec:
@@ -105,19 +121,23 @@ def _build_class(tp: type, seen: Seen) -> Codec:
         return SIMPLE[tp]
     if tp in _GENERIC:
         return _GENERIC[tp](tp, (), seen)
+    if (model := _model_codec(tp)) is not None:
+        return model
     if te.is_typeddict(tp):
         return _build_record(
             tp, TypedDictCodec, fields_of=_typed_dict_fields, seen=seen
         )
     if dataclasses.is_dataclass(tp):
         return _build_record(tp, DataclassCodec, fields_of=_dataclass_fields, seen=seen)
-    if issubclass(tp, Enum):
-        return EnumCodec(tp)
-    return _unsupported(tp)
+    return EnumCodec(tp) if issubclass(tp, Enum) else _unsupported(tp)
 
 
 def _build_special(tp: Any, origin: Any, seen: Seen) -> Codec:
     args = te.get_args(tp)
+    if origin is te.Annotated and validated.is_discriminated(args[0], args[1:]):
+        codec = validated.pydantic_codec(tp, _shapes)
+        nullable = type(None) in te.get_args(args[0])
+        return UnionCodec(args[0], [codec], nullable=True) if nullable else codec
     if origin in (te.Annotated, te.Required, te.NotRequired, te.ReadOnly):
         return _build(args[0], seen)
     if origin in (typing.Union, types.UnionType):
@@ -126,7 +146,25 @@ def _build_special(tp: Any, origin: Any, seen: Seen) -> Codec:
         return LiteralCodec(tp, args)
     if origin in _GENERIC:
         return _GENERIC[origin](tp, args, seen)
-    return _unsupported(tp)
+    return _model_codec(tp) or _unsupported(tp)
+
+
+def _model_codec(tp: Any) -> Codec | None:
+    if hasattr(tp, "__mapper__"):
+        raise JobDefinitionError(
+            f"{tp.__name__} is a mapped class, whose objects have a row of their own;"
+            " keep the key in a column with a ForeignKey, and add a relationship"
+        )
+    if validated.is_pydantic(tp):
+        return validated.pydantic_codec(tp, _shapes)
+    return validated.struct_codec(tp) if validated.is_struct(tp) else None
+
+
+def _shapes(tp: Any) -> frozenset[str]:
+    try:
+        return codec_for(tp).shapes
+    except JobDefinitionError:  # a type that only the model's library knows
+        return Codec.shapes
 
 
 def _build_alias(tp: Any, seen: Seen) -> Codec:
@@ -167,16 +205,27 @@ _GENERIC: dict[Any, Callable[[Any, tuple[Any, ...], Seen], Codec]] = {
 
 
 def _build_union(tp: Any, args: tuple[Any, ...], seen: Seen) -> Codec:
-    members = [_build(arg, seen) for arg in args if arg is not type(None)]
+    structs = [arg for arg in args if validated.is_struct(arg)]
+    args_of_one = [arg for arg in args if arg not in structs or len(structs) == 1]
+    members = [_build(arg, seen) for arg in args_of_one if arg is not type(None)]
+    if len(structs) > 1:  # told apart by their tags
+        members.append(validated.struct_codec(typing.Union[tuple(structs)]))  # noqa: UP007
     for one, other in combinations(members, 2):
         shared = one.shapes & other.shapes
         if shared and not (one.plain and other.plain):
             raise JobDefinitionError(
                 f"{type_name(tp)} is ambiguous: {type_name(one.annotation)} and"
                 f" {type_name(other.annotation)} can both be a JSON {min(shared)}; use"
-                " a dataclass with one optional field for each"
+                f" {_apart(one, other)}"
             )
     return UnionCodec(tp, members, nullable=type(None) in args)
+
+
+def _apart(one: Codec, other: Codec) -> str:
+    if {type(one), type(other)} == {validated.PydanticCodec}:
+        names = f"{type_name(one.annotation)} | {type_name(other.annotation)}"
+        return f'Annotated[{names}, Field(discriminator="...")]'
+    return "a dataclass with one optional field for each"
 
 
 Fields = tuple[dict[str, Any], frozenset[str]]

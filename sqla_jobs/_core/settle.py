@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 from sqla_jobs._core.backoff import DEFAULT_BACKOFF, Backoff
 from sqla_jobs._core.outcomes import Cancel, Complete, Discard, Outcome, Retry, Snooze
-from sqla_jobs._core.payloads import check_json, dump
+from sqla_jobs._core.payloads import dump, plain_result
 from sqla_jobs._core.text import clean_text, error_text, traceback_text
 from sqla_jobs.errors import JobValueError
 
@@ -101,13 +101,12 @@ def settle_release(facts: AttemptFacts) -> Settlement:
 
 def dump_result(value: object) -> str:
     """
-    Return *value* as JSON text.
+    Return *value* as JSON text; a pydantic model or msgspec struct in its JSON form.
 
     Raises:
         PayloadError: If it is not JSON.
     """
-    check_json(value, "result")
-    return dump(value)
+    return dump(plain_result(value), "result")
 
 
 def _delay(facts: AttemptFacts) -> timedelta:
