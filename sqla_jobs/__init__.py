@@ -17,6 +17,7 @@ from sqla_jobs._store.operate import (
     request_cancel,
     requeue,
 )
+from sqla_jobs._store.schema import check
 from sqla_jobs._store.sweep import Rescued, Staged, rescue, stage
 from sqla_jobs._store.verbs import (
     cancel,
@@ -30,12 +31,14 @@ from sqla_jobs._store.verbs import (
 )
 from sqla_jobs.errors import (
     AttemptInterrupted,
+    Difference,
     DuplicateJob,
     JobDefinitionError,
     JobValueError,
     LeaseLost,
     MissingTables,
     PayloadError,
+    SchemaMismatch,
     SqlaJobsError,
     UnsupportedDialect,
 )
@@ -56,6 +59,7 @@ __all__ = [
     "Claim",
     "Complete",
     "Context",
+    "Difference",
     "Discard",
     "DuplicateJob",
     "JobDefinitionError",
@@ -71,12 +75,14 @@ __all__ = [
     "Retention",
     "Retry",
     "Runner",
+    "SchemaMismatch",
     "Snooze",
     "SqlaJobsError",
     "Staged",
     "UnsupportedDialect",
     "arg",
     "cancel",
+    "check",
     "checkpoint",
     "claim",
     "complete",

@@ -1,6 +1,8 @@
-"""Every exception of sqla_jobs; this module imports nothing."""
+"""Every exception of sqla_jobs; this module imports nothing of it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 
 class SqlaJobsError(Exception):
@@ -23,7 +25,40 @@ class UnsupportedDialect(SqlaJobsError):
     """The engine's database is not one that sqla_jobs supports."""
 
 
-class MissingTables(SqlaJobsError):
+@dataclass(frozen=True)
+class Difference:
+    """
+    One difference between the job tables in the code and in the database.
+
+    Args:
+        table: The table's name, with its schema if it has one.
+        text: What differs: what the code says, and what the database has.
+        blocking: Whether a runner refuses to start because of it.
+        ahead: Whether the database has what the code does not know; default no, it
+            is behind.
+    """
+
+    table: str
+    text: str
+    blocking: bool
+    ahead: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.table}: {self.text}"
+
+
+class SchemaMismatch(SqlaJobsError):
+    """The job tables in the database differ from the code: see `differences`."""
+
+    def __init__(self, message: str, differences: tuple[Difference, ...] = ()) -> None:
+        super().__init__(message)
+        self.differences = differences
+
+    def __reduce__(self) -> tuple[type[SchemaMismatch], tuple[object, ...]]:
+        return type(self), (*self.args, self.differences)
+
+
+class MissingTables(SchemaMismatch):
     """The database lacks tables of the job system."""
 
 

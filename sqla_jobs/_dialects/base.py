@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -38,6 +39,34 @@ def bind(
     if optional:
         return bindparam(BIND_PREFIX + name, None, type_=type_)
     return bindparam(BIND_PREFIX + name, type_=type_)
+
+
+@dataclass(frozen=True)
+class FoundColumn:
+    """A column that the database has; *type* in its own words."""
+
+    type: str
+    nullable: bool
+
+
+@dataclass(frozen=True)
+class FoundIndex:
+    """An index, or unique constraint, that the database has."""
+
+    keys: tuple[tuple[str, bool], ...]  # name or expression, and whether descending
+    unique: bool
+    valid: bool
+    predicate: str | None
+
+
+@dataclass(frozen=True)
+class FoundTable:
+    """What the database has of one table."""
+
+    storage: Mapping[str, str]
+    foreign_keys: frozenset[str]  # the constrained columns, joined by ","
+    columns: dict[str, FoundColumn] = field(default_factory=dict)
+    indexes: dict[str, FoundIndex] = field(default_factory=dict)
 
 
 class JobDialect(ABC):
@@ -117,6 +146,22 @@ class JobDialect(ABC):
         rows: Iterable[Sequence[Any]],
     ) -> int:
         """Bulk-load *rows* inside the connection's transaction; return how many."""
+
+    @abstractmethod
+    def read_tables(
+        self, connection: Connection, names: Iterable[str]
+    ) -> dict[str, FoundTable]:
+        """Return the tables that the database has, by their names quoted for SQL."""
+
+    @abstractmethod
+    def other_types(
+        self, connection: Connection, pairs: Sequence[tuple[str, str]]
+    ) -> set[tuple[str, str]]:
+        """Return those *pairs* of a type's DDL and a found type that differ."""
+
+    @abstractmethod
+    def same_predicate(self, code: str, found: str) -> bool:
+        """Return whether an index predicate of ours is the one that was found."""
 
     @abstractmethod
     def is_conflict(self, exc: BaseException) -> bool:

@@ -26,8 +26,8 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.types import TypeEngine
 
-from sqla_jobs._dialects import psycopg_copy
-from sqla_jobs._dialects.base import JobDialect, bind
+from sqla_jobs._dialects import pg_catalog, psycopg_copy
+from sqla_jobs._dialects.base import FoundTable, JobDialect, bind
 
 # Class 40: transaction rollback (manual, appendix A).
 CONFLICTS = frozenset({"40001", "40P01"})
@@ -117,6 +117,23 @@ class PostgreSQLDialect(JobDialect):
     ) -> int:
         """Bulk-load *rows* by COPY inside the connection's transaction."""
         return psycopg_copy.copy_rows(connection, columns, rows)
+
+    def read_tables(
+        self, connection: Connection, names: Iterable[str]
+    ) -> dict[str, FoundTable]:
+        """Return what the catalogue has of the tables."""
+        return pg_catalog.read_tables(connection, names)
+
+    def other_types(
+        self, connection: Connection, pairs: Sequence[tuple[str, str]]
+    ) -> set[tuple[str, str]]:
+        """Return the pairs that the server does not take for one type."""
+        return pg_catalog.other_types(connection, pairs)
+
+    def same_predicate(self, code: str, found: str) -> bool:
+        """Return whether they differ only in what PostgreSQL adds on printing."""
+        plain = pg_catalog.plain_predicate
+        return plain(code) == plain(found)
 
     def is_conflict(self, exc: BaseException) -> bool:
         """Return whether *exc* is a serialization failure or a deadlock."""

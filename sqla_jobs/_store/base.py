@@ -84,7 +84,8 @@ def naming_missing_tables(tables: JobTables) -> Iterator[None]:
 
 def raise_if_missing(exc: ProgrammingError, tables: JobTables) -> None:
     """Raise `MissingTables` if *exc* says that a job table is not there."""
-    if JobDialect.sqlstate(exc) != "42P01":
+    state = JobDialect.sqlstate(exc)
+    if state not in {"42P01", "3F000"}:
         return
     # By name: servers quote it, and word the rest of the message, in many ways.
     message = str(exc.orig).partition("\n")[0]
@@ -92,7 +93,9 @@ def raise_if_missing(exc: ProgrammingError, tables: JobTables) -> None:
     missing = [
         table.fullname
         for table in own
-        if re.search(rf"(?<!\w){re.escape(table.name)}(?!\w)", message)
+        # 3F000 names the schema, which a translation may have given.
+        if state == "3F000"
+        or re.search(rf"(?<!\w){re.escape(table.name)}(?!\w)", message)
     ]
     if missing:
         raise MissingTables(missing_message(missing)) from exc

@@ -10,23 +10,19 @@ from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
-    Connection,
-    Engine,
     Executable,
     Interval,
     Text,
     Uuid,
     delete,
     func,
-    inspect,
     select,
 )
 from sqlalchemy.orm import Session
 
-from sqla_jobs._dialects import JobDialect, bind, dialect_of
-from sqla_jobs._store.base import built_once, execute, missing_message
+from sqla_jobs._dialects import JobDialect, bind
+from sqla_jobs._store.base import built_once, execute
 from sqla_jobs._store.claim import claimable
-from sqla_jobs.errors import MissingTables
 from sqla_jobs.models import JobTables
 
 STALE = timedelta(days=1)
@@ -99,27 +95,3 @@ def _unknown(tables: JobTables, _dialect: JobDialect) -> Executable:
         .subquery("some")
     )
     return select(some.c.kind).distinct().order_by(some.c.kind)
-
-
-def require_tables(bind: Engine | Connection, tables: JobTables) -> None:
-    """
-    Check that the database has the job tables.
-
-    Raises:
-        MissingTables: Naming those that are not there, with the command that makes
-            them.
-        UnsupportedDialect: If the database is not supported.
-    """
-    dialect_of(bind)
-    options = bind.get_execution_options()
-    schemas: Mapping[Any, Any] = options.get("schema_translate_map") or {}
-    found = inspect(bind)
-    missing = [
-        table.fullname
-        for table in (tables.table, tables.attempts, tables.queues, tables.runners)
-        if not found.has_table(
-            table.name, schema=schemas.get(table.schema, table.schema)
-        )
-    ]
-    if missing:
-        raise MissingTables(missing_message(missing))

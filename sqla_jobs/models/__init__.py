@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sqla_jobs.models.arg import Arg, arg
-from sqla_jobs.models.inspect import JobTables, job_tables
+from sqla_jobs.models.inspect import JobTables, job_tables, known_roots
 from sqla_jobs.models.mixins import JobMixin
 from sqla_jobs.models.validate import decode_payload, validate
 
@@ -14,5 +14,6 @@ __all__ = [
     "arg",
     "decode_payload",
     "job_tables",
+    "known_roots",
     "validate",
 ]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     Identity,
@@ -14,6 +17,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    event,
     func,
     text,
 )
@@ -159,10 +163,54 @@ STORAGE = {
 }
 """Storage parameters of the hot table."""
 
+# Table(postgresql_with=...) came with SQLAlchemy 2.1.
+KNOWS_STORAGE = tuple(map(int, sqlalchemy.__version__.split(".")[:2])) >= (2, 1)
+
 
 def add_storage(table: Table) -> None:
-    """Add the storage parameters; the user's own win. Needs SQLAlchemy 2.1."""
-    major, minor, *_ = sqlalchemy.__version__.split(".")
-    if (int(major), int(minor)) >= (2, 1):
+    """Add the storage parameters; the user's own win, where SQLAlchemy has them."""
+    if KNOWS_STORAGE:
         given = table.dialect_kwargs.get("postgresql_with") or {}
         table.dialect_kwargs["postgresql_with"] = {**STORAGE, **given}
+        return
+    setting = ", ".join(f"{name} = {value}" for name, value in STORAGE.items())
+    change = DDL(f"ALTER TABLE %(fullname)s SET ({setting})")
+    event.listen(table, "after_create", change.execute_if(dialect="postgresql"))
+
+
+def storage_of(table: Table) -> dict[str, str]:
+    """Return the storage parameters of *table*; none unless it is a hot table."""
+    if not {*table.c.keys()} >= COLUMN_NAMES:
+        return {}
+    given = table.dialect_kwargs.get("postgresql_with") if KNOWS_STORAGE else STORAGE
+    return {name: str(value) for name, value in (given or {}).items()}
+
+
+def storage_changes(
+    table: Table, found: Mapping[str, str]
+) -> dict[str, tuple[str, str | None]]:
+    """
+    Return the parameters that *table* has otherwise than *found*, with both values.
+
+    Parameters that only the database has are its administrator's.
+    """
+    return {
+        name: (value, found.get(name))
+        for name, value in storage_of(table).items()
+        if not _same_value(value, found.get(name))
+    }
+
+
+def _same_value(one: str, other: str | None) -> bool:
+    try:
+        return float(one) == float(other or "nan")
+    except ValueError:
+        return one.lower() == (other or "").lower()
+
+
+def is_own_index(index: Index) -> bool:
+    """Return whether the library itself declared *index*."""
+    name, table = str(index.name), index.table
+    return bool(re.fullmatch(rf"{re.escape(table.name)}_[a-z]+_v\d+_idx", name)) and (
+        {*table.c.keys()} >= COLUMN_NAMES
+    )

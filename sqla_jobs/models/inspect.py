@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2s
 from typing import Any
+from weakref import WeakSet
 
 from sqlalchemy import Table
 
@@ -26,10 +27,29 @@ class JobTables:
         default_factory=dict, repr=False
     )
 
+    def __post_init__(self) -> None:
+        _KNOWN.add(self)
+
+    def all_tables(self) -> list[Table]:
+        """Return the hot table, the support tables and those of joined subclasses."""
+        found = dict.fromkeys([self.table, self.attempts, self.queues, self.runners])
+        for mapper in self.root.__mapper__.self_and_descendants:
+            found.setdefault(mapper.local_table)
+        return [table for table in found if isinstance(table, Table)]
+
     @cached_property
     def channel(self) -> str:
         """The notification channel that wakes the runners of these tables."""
         return channel_name(self.table)
+
+
+_KNOWN: WeakSet[JobTables] = WeakSet()
+
+
+def known_roots() -> list[type[Any]]:
+    """Return the root classes made in this process, by the names of their tables."""
+    found = sorted(_KNOWN, key=lambda tables: tables.table.fullname)
+    return [tables.root for tables in found]
 
 
 def channel_name(table: Table) -> str:

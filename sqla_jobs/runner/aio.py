@@ -18,7 +18,8 @@ from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import JobState
 from sqla_jobs._notify import ListenerTask, listener_for
-from sqla_jobs._store.runners import forget_runner, require_tables
+from sqla_jobs._store.runners import forget_runner
+from sqla_jobs._store.schema import check_runnable
 from sqla_jobs._store.sweep import MAX_CRASHES
 from sqla_jobs.handlers import is_async
 from sqla_jobs.runner.attempt import Attempt, Interruption
@@ -151,7 +152,7 @@ class AsyncRunner(RunnerBase):
         `grace`, the second hands them back at once.
 
         Raises:
-            MissingTables: If the database lacks the job tables.
+            SchemaMismatch: If the database lacks job tables, or columns of them.
         """
         self._reset()
         with stop_loop_on_signals(self._signalled):
@@ -162,7 +163,7 @@ class AsyncRunner(RunnerBase):
         Run what is due, and what that makes due, then return.
 
         Raises:
-            MissingTables: If the database lacks the job tables.
+            SchemaMismatch: If the database lacks job tables, or columns of them.
         """
         self._reset()
         with stop_loop_on_signals(self._signalled):
@@ -173,7 +174,7 @@ class AsyncRunner(RunnerBase):
         Claim and run one job; return its new state, None without one.
 
         Raises:
-            MissingTables: If the database lacks the job tables.
+            SchemaMismatch: If the database lacks job tables, or columns of them.
         """
         self._reset()
         try:
@@ -202,7 +203,7 @@ class AsyncRunner(RunnerBase):
         Run jobs in a background task until `stop`.
 
         Raises:
-            MissingTables: If the database lacks the job tables.
+            SchemaMismatch: If the database lacks job tables, or columns of them.
             RuntimeError: If it runs already.
         """
         self._reset()
@@ -369,7 +370,8 @@ class AsyncRunner(RunnerBase):
     async def _check_tables(self) -> None:
         engine = self._control.engine
         async with engine.connect() as connection:
-            await connection.run_sync(require_tables, self.tables)
+            found = await connection.run_sync(check_runnable, self.tables)
+        self._note_differences(found)
 
     async def _await_database(self) -> None:
         """Wait until the database answers, then check the tables."""

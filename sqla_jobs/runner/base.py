@@ -31,6 +31,7 @@ from sqla_jobs._store.operate import apply_retention
 from sqla_jobs._store.runners import RunnerInfo, unknown_kinds, upsert_runner
 from sqla_jobs._store.settle import settle
 from sqla_jobs._store.sweep import Rescued, rescue, stage
+from sqla_jobs.errors import Difference
 from sqla_jobs.handlers import Handler
 from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.runner.attempt import Attempt, Interruption
@@ -90,7 +91,7 @@ class RunnerBase:
             on_error=on_error,
             max_crashes=max_crashes,
         )
-        check_callables(self.options, runs)
+        check_callables(self.options.middleware, on_error, runs)
         self.handlers = choose_handlers(self.tables, kinds, runs)
         self.forced = False
         self.failures = 0  # attempts since `run` that ended retryable or discarded
@@ -104,6 +105,7 @@ class RunnerBase:
         self._stop_by = float("inf")
         self._chores_at = self._seen_at = float("-inf")
         self._unknown: list[str] = []
+        self._differences: tuple[Difference, ...] = ()
         self._heartbeat: Heartbeat | None = None
         self._watchdog: Watchdog | None = None
 
@@ -232,6 +234,16 @@ class RunnerBase:
             )  # fmt: skip
         with self._lock:
             self._plan.swept(now, moved=found.moved, next_due=found.next_due)
+
+    def _note_differences(self, found: tuple[Difference, ...]) -> None:
+        """Warn once of what differs in the database but hinders no runner."""
+        if found and found != self._differences:
+            log.warning(
+                "%s: the job tables in the database differ from the code: %s",
+                self.name,
+                "; ".join(map(str, found)),
+            )
+        self._differences = found
 
     def _chores_due(self) -> bool:
         return time.monotonic() - self._chores_at > CHORES_SECONDS

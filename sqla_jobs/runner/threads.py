@@ -18,7 +18,8 @@ from sqlalchemy.orm import sessionmaker
 from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
 from sqla_jobs._core.states import JobState
 from sqla_jobs._notify import ListenerThread, listener_for
-from sqla_jobs._store.runners import forget_runner, require_tables
+from sqla_jobs._store.runners import forget_runner
+from sqla_jobs._store.schema import check_runnable
 from sqla_jobs._store.sweep import MAX_CRASHES
 from sqla_jobs.handlers import Handler
 from sqla_jobs.runner.attempt import Attempt, Interruption
@@ -164,7 +165,7 @@ class Runner(RunnerBase):
         `grace`, the second hands them back at once.
 
         Raises:
-            MissingTables: If the database lacks the job tables.
+            SchemaMismatch: If the database lacks job tables, or columns of them.
         """
         self._reset()
         with stop_on_signals(self._signalled):
@@ -175,7 +176,7 @@ class Runner(RunnerBase):
         Run what is due, and what that makes due, then return; blocks.
 
         Raises:
-            MissingTables: If the database lacks the job tables.
+            SchemaMismatch: If the database lacks job tables, or columns of them.
         """
         self._reset()
         with stop_on_signals(self._signalled):
@@ -186,11 +187,11 @@ class Runner(RunnerBase):
         Claim and run one job in this thread; return its new state, None without one.
 
         Raises:
-            MissingTables: If the database lacks the job tables.
+            SchemaMismatch: If the database lacks job tables, or columns of them.
         """
         self._reset()
         try:
-            require_tables(self._control.engine, self.tables)
+            self._check_tables()
             self._start_watch(self._engine)
             self._control.run(self._sweep_work)
             attempts = self._claim(Claim(1, self._one_of_each_queue()))
@@ -210,7 +211,7 @@ class Runner(RunnerBase):
         Run jobs in a background thread until `stop`.
 
         Raises:
-            MissingTables: If the database lacks the job tables.
+            SchemaMismatch: If the database lacks job tables, or columns of them.
             RuntimeError: If it runs already.
         """
         self._reset()
@@ -361,11 +362,14 @@ class Runner(RunnerBase):
     def _outage_like(self, exc: Exception) -> bool:
         return self._control.dialect.is_outage(exc)
 
+    def _check_tables(self) -> None:
+        self._note_differences(check_runnable(self._control.engine, self.tables))
+
     def _await_database(self) -> None:
         """Wait until the database answers, then check the tables."""
         while not self._stopping:
             try:
-                require_tables(self._control.engine, self.tables)
+                self._check_tables()
             except Exception as exc:
                 if not self._outage_like(exc):
                     raise
