@@ -299,19 +299,20 @@ def _claiming(
     all_kinds: bool = False,
 ) -> Update:
     picked = _picked(tables, dialect, all_queues=all_queues, all_kinds=all_kinds)
+    return taking(tables, dialect, target).where(among(tables.table.c.id, picked))
+
+
+def taking(tables: JobTables, dialect: JobDialect, target: Any) -> Update:
+    """Return the UPDATE that leases rows; which ones is the caller's business."""
     job = tables.table
     lease = func.coalesce(job.c.lease, bind("lease", Interval()))
-    return (
-        update(target)
-        .where(among(job.c.id, picked))
-        .values(
-            state=JobState.RUNNING.value,
-            lease_token=job.c.lease_token + 1,
-            attempt=job.c.attempt + 1,
-            leased_until=dialect.now() + lease,
-            started_at=dialect.now(),
-            runner_id=bind("runner", Uuid()),
-        )
+    return update(target).values(
+        state=JobState.RUNNING.value,
+        lease_token=job.c.lease_token + 1,
+        attempt=job.c.attempt + 1,
+        leased_until=dialect.now() + lease,
+        started_at=dialect.now(),
+        runner_id=bind("runner", Uuid()),
     )
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +157,10 @@ class Attempt:
         if self.ended:
             raise AttemptInterrupted(self.job_id, "the attempt has ended")
 
+    def now(self) -> datetime | None:
+        """Return the time that is written; None is the database's clock."""
+        return None
+
     def renewed(self, at: float, lease: timedelta | None = None) -> None:
         """Note that the lease was renewed by a statement sent at monotonic *at*."""
         self.renewed_at = at
@@ -199,19 +203,22 @@ class Attempt:
                 self.interrupt(Interruption.LOST)
                 self.check_open()
         except BaseException:
-            # Raising alone would leave the rows in an open transaction, for the
-            # pool's next user to commit.
-            dbapi = connection.connection.dbapi_connection
-            if dbapi is not None:
-                dbapi.rollback()
+            self._take_back(connection)
             raise
         self.renewed(sent, self.next_lease)
         self.progress_saved = self.progress
         self._committing = (text, cancel)
 
+    def _take_back(self, connection: Connection) -> None:
+        # Raising alone would leave the rows in an open transaction, for the pool's
+        # next user to commit.
+        dbapi = connection.connection.dbapi_connection
+        if dbapi is not None:
+            dbapi.rollback()
+
     def _fence(self, connection: Connection, text: str | None) -> tuple[bool, bool]:
         if self.final is not None:
-            states = settle(connection, self.tables, [self.final])
+            states = settle(connection, self.tables, [self.final], now=self.now())
             self.fence_sent = True
             self._next_state = states.get(self.job_id)
             return self._next_state is not None, False
@@ -225,6 +232,7 @@ class Attempt:
             checkpoint=text,
             progress=self.progress,
             extra_attempts=self.next_extra,
+            now=self.now(),
         )
         return held is not None, held is not None and held.cancel_requested
 

@@ -307,6 +307,7 @@ def _renew(session: Session, *, attempt: Attempt, length: timedelta) -> bool:
         attempt.token,
         lease=length,
         at_least=length,
+        now=attempt.now(),
     )
     return held is not None
 

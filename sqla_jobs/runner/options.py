@@ -15,7 +15,7 @@ from sqla_jobs._store.claim import check_lease
 from sqla_jobs.errors import JobDefinitionError, JobValueError
 from sqla_jobs.handlers import Handler, handler_for, is_async
 from sqla_jobs.models import JobTables
-from sqla_jobs.runner.execute import Around, OnError
+from sqla_jobs.runner.execute import Around, OnError, Surroundings
 
 log = logging.getLogger("sqla_jobs")
 
@@ -53,7 +53,9 @@ class Options:
             )
 
 
-def check_callables(options: Options, runs: Callable[[Handler], bool]) -> None:
+def check_callables(
+    options: Options | Surroundings, runs: Callable[[Handler], bool]
+) -> None:
     """
     Check that middleware and `on_error` can be called as they will be.
 
