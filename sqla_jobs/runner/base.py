@@ -91,7 +91,7 @@ class RunnerBase:
             on_error=on_error,
             max_crashes=max_crashes,
         )
-        check_callables(self.options.middleware, on_error, runs)
+        check_callables(self.options, runs)
         self.handlers = choose_handlers(self.tables, kinds, runs)
         self.forced = False
         self.failures = 0  # attempts since `run` that ended retryable or discarded
