@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Executable
@@ -70,7 +71,7 @@ def end_commit(session: Session) -> None:
     for tables, connection in wakes.sent.items():
         # A connection that belongs to somebody else's transaction has not committed.
         if connection is not None and not connection.in_transaction():
-            _recent.add(connection.engine.pool, tables.channel)
+            _recent.add(connection.engine.pool, _channel(connection, tables))
 
 
 def forget(session: Session, transaction: SessionTransaction) -> None:
@@ -110,20 +111,25 @@ def _notify(session: Session, tables: JobTables) -> Connection | None:
     # PostgreSQL refuses to prepare a transaction that has notified.
     if session.twophase:
         return None
-    # Asking for the bind is much cheaper than for the connection.
-    bind = session.get_bind(mapper=tables.root.__mapper__)
-    if not dialect_of(bind).listen_notify:
-        return None
-    if _recent.has(bind.engine.pool, tables.channel):
-        return None
     connection = connection_of(session, tables)
-    execute(connection, tables, _notification, {})
+    if not dialect_of(connection).listen_notify:
+        return None
+    channel = _channel(connection, tables)
+    if _recent.has(connection.engine.pool, channel):
+        return None
+    execute(connection, tables, partial(_notification, channel=channel), {})
     return connection
 
 
+def _channel(connection: Connection, tables: JobTables) -> str:
+    return tables.channel_in(connection.get_execution_options())
+
+
 @built_once
-def _notification(tables: JobTables, dialect: JobDialect) -> Executable:
-    return dialect.notify(tables.channel)
+def _notification(
+    tables: JobTables, dialect: JobDialect, *, channel: str
+) -> Executable:
+    return dialect.notify(channel)
 
 
 class _Recent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2s
@@ -40,7 +41,21 @@ class JobTables:
     @cached_property
     def channel(self) -> str:
         """The notification channel that wakes the runners of these tables."""
-        return channel_name(self.table)
+        return channel_name(self.table.fullname)
+
+    def channel_in(self, options: Mapping[str, Any]) -> str:
+        """
+        Return the channel under the execution *options* of an engine or a connection.
+
+        The tenants of ``schema_translate_map`` must not wake each other's runners.
+        """
+        schemas = options.get("schema_translate_map") or {}
+        schema = schemas.get(self.table.schema, self.table.schema)
+        if schema == self.table.schema:
+            return self.channel
+        return channel_name(
+            f"{schema}.{self.table.name}" if schema else self.table.name
+        )
 
 
 _KNOWN: WeakSet[JobTables] = WeakSet()
@@ -52,9 +67,9 @@ def known_roots() -> list[type[Any]]:
     return [tables.root for tables in found]
 
 
-def channel_name(table: Table) -> str:
-    """Return the wake-up channel of the hot table *table*."""
-    digest = blake2s(table.fullname.encode(), digest_size=8)
+def channel_name(full_name: str) -> str:
+    """Return the wake-up channel of the hot table *full_name*."""
+    digest = blake2s(full_name.encode(), digest_size=8)
     return "sqla_jobs_" + digest.hexdigest()
 
 

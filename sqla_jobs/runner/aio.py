@@ -294,9 +294,8 @@ class AsyncRunner(RunnerBase):
         if listener is None:
             return None
         engine = self._control.engine.sync_engine
-        return ListenerTask(
-            listener, engine, self.tables.channel, on_wake=self._on_wake
-        )
+        channel = self.tables.channel_in(engine.get_execution_options())
+        return ListenerTask(listener, engine, channel, on_wake=self._on_wake)
 
     async def _close(self, settler: asyncio.Task[None]) -> None:
         self._outbox.close()

@@ -304,7 +304,7 @@ class Runner(RunnerBase):
         listener = listener_for(self._engine) if self.options.listen else None
         if listener is None:
             return None
-        channel = self.tables.channel
+        channel = self.tables.channel_in(self._engine.get_execution_options())
         return ListenerThread(
             listener, self._control.engine, channel, on_wake=self._on_wake
         )
