@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqla_jobs.alembic  # noqa: F401 - shows autogenerate what it cannot see
 from sqla_jobs._core.backoff import Backoff, constant, custom, exponential, linear
 from sqla_jobs._core.options import Retention
 from sqla_jobs._core.outcomes import Cancel, Complete, Discard, Outcome, Retry, Snooze

@@ -184,14 +184,9 @@ def index_texts(index: Index, has: FoundIndex, dialect: JobDialect) -> Iterator[
     if keys is not None and keys != has.keys:
         code, found = keys_text(keys), keys_text(has.keys)
         yield f"is on ({code}) in the code, ({found}) in the database"
-    code = where_of(index)
-    if bool(code) != bool(has.predicate) or (
-        is_own_index(index) and not dialect.same_predicate(code, has.predicate or "")
-    ):
-        yield (
-            f"is {where_text(code)} in the code,"
-            f" {where_text(has.predicate)} in the database"
-        )
+    if other_where(index, has.predicate or "", dialect):
+        code, found = where_text(where_of(index)), where_text(has.predicate)
+        yield f"is {code} in the code, {found} in the database"
 
 
 def keys_of(index: Index) -> Keys | None:
@@ -217,6 +212,19 @@ def where_of(index: Index) -> str:
     """Return the predicate of *index*; "" without one."""
     where = index.dialect_options["postgresql"]["where"]
     return "" if where is None else str(where)
+
+
+def other_where(index: Index, found: str, dialect: JobDialect) -> bool:
+    """
+    Return whether *index* has another predicate than *found*, "" for none.
+
+    The words of the application's own cannot be compared: the database prints them in
+    its own way.
+    """
+    code = where_of(index)
+    if bool(code) != bool(found):
+        return True
+    return is_own_index(index) and not dialect.same_predicate(code, found)
 
 
 def where_text(predicate: str | None) -> str:

@@ -167,6 +167,11 @@ STORAGE = {
 KNOWS_STORAGE = tuple(map(int, sqlalchemy.__version__.split(".")[:2])) >= (2, 1)
 
 
+def is_hot(table: Table) -> bool:
+    """Return whether *table*, or the one that it is a copy of, is a hot table."""
+    return set(table.c.keys()) >= COLUMN_NAMES
+
+
 def add_storage(table: Table) -> None:
     """Add the storage parameters; the user's own win, where SQLAlchemy has them."""
     if KNOWS_STORAGE:
@@ -180,7 +185,7 @@ def add_storage(table: Table) -> None:
 
 def storage_of(table: Table) -> dict[str, str]:
     """Return the storage parameters of *table*; none unless it is a hot table."""
-    if not {*table.c.keys()} >= COLUMN_NAMES:
+    if not is_hot(table):
         return {}
     given = table.dialect_kwargs.get("postgresql_with") if KNOWS_STORAGE else STORAGE
     return {name: str(value) for name, value in (given or {}).items()}
@@ -211,6 +216,5 @@ def _same_value(one: str, other: str | None) -> bool:
 def is_own_index(index: Index) -> bool:
     """Return whether the library itself declared *index*."""
     name, table = str(index.name), index.table
-    return bool(re.fullmatch(rf"{re.escape(table.name)}_[a-z]+_v\d+_idx", name)) and (
-        {*table.c.keys()} >= COLUMN_NAMES
-    )
+    pattern = rf"{re.escape(table.name)}_[a-z]+_v\d+_idx"
+    return bool(re.fullmatch(pattern, name)) and is_hot(table)
