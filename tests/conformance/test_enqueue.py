@@ -60,9 +60,9 @@ def session(db: Engine) -> Iterator[Session]:
 
 
 @pytest.fixture
-def ear(engine: Engine) -> Iterator[Ear]:
+def ear(db: Engine) -> Iterator[Ear]:
     """Yield what hears the wake-ups of `Job`."""
-    ear = Ear(engine)
+    ear = Ear(db)
     yield ear
     ear.close()
 
@@ -178,11 +178,9 @@ def test_several_flushes_are_one_notification(session: Session, db: Engine) -> N
     assert seen.count("NOTIFY") == 1
 
 
-def test_each_root_has_a_notification(
-    session: Session, db: Engine, engine: Engine, ear: Ear
-) -> None:
+def test_each_root_has_a_notification(session: Session, db: Engine, ear: Ear) -> None:
     """The runners of two job tables listen on two channels."""
-    other = Ear(engine, Other)
+    other = Ear(db, Other)
     session.add_all([Ping(), Tick(), Tick()])
     session.commit()
 

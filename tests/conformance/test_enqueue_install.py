@@ -54,10 +54,10 @@ def maker(db: Engine) -> sessionmaker[Session]:
     ids=["class", "table"],
 )
 def test_raw_inserts_wake(
-    maker: sessionmaker[Session], engine: Engine, statement: Any, row: Any
+    maker: sessionmaker[Session], db: Engine, statement: Any, row: Any
 ) -> None:
     """Runners hear of rows that no flush has seen, once."""
-    ear = Ear(engine)
+    ear = Ear(db)
     with maker() as session:
         session.execute(statement, [row, row])
         session.commit()
@@ -107,10 +107,10 @@ def test_bound_parameters_are_no_columns(maker: sessionmaker[Session]) -> None:
 
 
 def test_other_statements_are_untouched(
-    maker: sessionmaker[Session], engine: Engine
+    maker: sessionmaker[Session], db: Engine
 ) -> None:
     """Queries and INSERTs of other classes neither fail nor wake."""
-    ear = Ear(engine)
+    ear = Ear(db)
     with maker() as session:
         session.execute(insert(Invoice), [{"title": "x", "unknown": 1}])
         session.execute(insert(INVOICES), {"title": "y"})
@@ -121,10 +121,10 @@ def test_other_statements_are_untouched(
     ear.close()
 
 
-def test_other_sessions_are_untouched(db: Engine, engine: Engine) -> None:
+def test_other_sessions_are_untouched(db: Engine) -> None:
     """The hook belongs to the sessionmaker it was installed for."""
     install(sessionmaker(db))
-    ear = Ear(engine)
+    ear = Ear(db)
     with sessionmaker(db)() as session:
         session.execute(insert(Ping), [{"queue": "x"}])
         session.commit()

@@ -47,7 +47,7 @@ from sqla_jobs import (
     arg,
     enqueue_many,
 )
-from sqla_jobs._dialects import psycopg_copy
+from sqla_jobs._dialects import pg_copy
 from sqla_jobs._store import wake
 from tests.conformance.enqueue_kit import (
     Base,
@@ -320,10 +320,10 @@ def test_a_generator_is_read_a_chunk_at_a_time(
 
 @BOTH
 def test_rollback_leaves_nothing(
-    session: Session, db: Engine, engine: Engine, threshold: int | None
+    session: Session, db: Engine, threshold: int | None
 ) -> None:
     """COPY belongs to the caller's transaction, and to its savepoint."""
-    ear = Ear(engine)
+    ear = Ear(db)
     with session.begin_nested() as savepoint:
         enqueue_many(session, Ping, [{}] * 3, copy_threshold=threshold)
         savepoint.rollback()
@@ -341,10 +341,10 @@ def test_rollback_leaves_nothing(
 
 @BOTH
 def test_a_transaction_notifies_once(
-    session: Session, db: Engine, engine: Engine, threshold: int | None
+    session: Session, db: Engine, threshold: int | None
 ) -> None:
     """However many chunks and calls: one wake-up, at the commit."""
-    ear = Ear(engine)
+    ear = Ear(db)
     with executed(db) as seen:
         for _ in range(2):
             enqueue_many(session, Ping, [{}] * 25, chunk=10, copy_threshold=threshold)
@@ -605,5 +605,5 @@ def test_names_are_quoted() -> None:
             return 'we"ird'
 
     connection: Any = Connected()
-    statement = psycopg_copy._statement(connection, [table.c["a b"]])
+    statement = pg_copy._statement(connection, [table.c["a b"]])
     assert statement == 'COPY "we""ird"."my jobs" ("a b") FROM STDIN'

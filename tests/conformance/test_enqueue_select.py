@@ -283,11 +283,9 @@ def test_delay_counts_from_the_databases_clock(
         assert late <= job.run_at - now < late + timedelta(minutes=1)
 
 
-def test_runners_are_woken_once_at_the_commit(
-    db: Engine, engine: Engine, session: Session
-) -> None:
+def test_runners_are_woken_once_at_the_commit(db: Engine, session: Session) -> None:
     """Available jobs wake; scheduled ones, none at all, and a rollback do not."""
-    ear = Ear(engine, Job)
+    ear = Ear(db, Job)
     enqueue_select(session, Send, TITLED, MAPPING)
     session.rollback()
     enqueue_select(session, Send, TITLED, MAPPING | {"delay": HOUR})
