@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import os
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
 
 import click
 
-from sqla_jobs.cli.params import (
-    parse_concurrency,
-    parse_grace,
-    parse_names,
-    parse_queues,
-    parsed_by,
+from sqla_jobs.cli import options
+from sqla_jobs.cli.completion import SHELLS, complete_templates, print_script
+from sqla_jobs.cli.errors import TargetError
+from sqla_jobs.cli.settings import (
+    missing_target,
+    origin,
+    section,
+    warn_of_unknown_variables,
 )
 
-HELP = {"help_option_names": ["-h", "--help"]}
-LEVELS = ["debug", "info", "warning", "error", "critical"]
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -45,69 +48,35 @@ def command() -> None:
 
 
 @command.command("run")
-@click.argument("target", metavar="MODULE:RUNNER")
-@click.option(
-    "-q",
-    "--queues",
-    multiple=True,
-    metavar="NAME[:SLOTS]",
-    callback=parsed_by(parse_queues),
-    help="Take jobs of these queues only, and of each at most SLOTS at once. Repeat"
-    " it, or separate with commas; give slots to all of them or to none.",
-)
-@click.option(
-    "-k",
-    "--kinds",
-    multiple=True,
-    metavar="KIND",
-    callback=parsed_by(parse_names),
-    help="Run jobs of these kinds only. Repeat it, or separate with commas.",
-)
-@click.option(
-    "-c",
-    "--concurrency",
-    metavar="N|MIN,MAX",
-    callback=parsed_by(parse_concurrency),
-    help="Run at most N jobs at once; with MIN,MAX refill up to MAX only when fewer"
-    " than MIN run.",
-)
-@click.option(
-    "--grace",
-    metavar="SECONDS",
-    callback=parsed_by(parse_grace),
-    help="How long running jobs may go on after a stop, before they are handed back.",
-)
-@click.option("--name", metavar="TEXT", help="Name the runner, in logs and its row.")
-@click.option(
-    "--burst", is_flag=True, help="Run what is due, then exit instead of waiting."
-)
-@click.option(
-    "-l",
-    "--log-level",
-    type=click.Choice(LEVELS, case_sensitive=False),
-    help="Log this and worse to standard error.  [default: info]",
-)
+@options.target
+@options.of_run
+@options.app_dir
+@click.option("--dry-run", is_flag=True, help="Print what would run, and exit.")
+@click.pass_context
 def run(
-    target: str,
+    ctx: click.Context,
+    /,
+    target: str | None,
     *,
-    queues: dict[str, int] | list[str] | None,
-    kinds: list[str] | None,
-    concurrency: int | tuple[int, int] | None,
-    grace: timedelta | None,
-    name: str | None,
-    burst: bool,
-    log_level: str | None,
+    app_dir: Path | None,
+    dry_run: bool,
+    **given: Any,
 ) -> None:
     """
     Run jobs until stopped.
 
-    MODULE:RUNNER names a Runner or an AsyncRunner of the application, or a function
+    TARGET names a Runner or an AsyncRunner of the application, or a function
     without arguments that returns one: "app.jobs:runner". Modules of the current
     folder can be imported. The options replace those the runner was made with;
     what is not given stays.
 
+    Each option may come from a variable instead, SQLA_JOBS_LOG_LEVEL for --log-level
+    and SQLA_JOBS_RUNNER for TARGET, or from [tool.sqla_jobs] in pyproject.toml. The
+    command line wins over the variable, and that over the file.
+
     The first SIGTERM or SIGINT (Ctrl-C) stops claiming and lets running jobs end for
-    the time of --grace; the second hands them back at once.
+    the time of --grace; the second hands them back at once. With --processes or
+    --reload, SIGHUP restarts the processes.
 
     \b
     Exit status:
@@ -115,13 +84,153 @@ def run(
       1  running jobs had to be handed back, or running failed
       2  the command is wrong, or the module cannot be imported
     """  # noqa: D301 - click reads the control character
-    from sqla_jobs.cli.run import run_target
+    from sqla_jobs.cli.child import child_of_environment
+    from sqla_jobs.cli.run import OPTIONS, RunSettings, describe_run, run_target
 
-    options = {
-        "queues": queues,
-        "kinds": kinds,
-        "concurrency": concurrency,
-        "grace": grace,
-        "name": name,
-    }
-    run_target(target, options, burst=burst, log_level=log_level)
+    child = child_of_environment()
+    if child is None:
+        warn_of_unknown_variables(ctx)
+    if target is None:
+        raise missing_target(ctx)
+    settings = RunSettings(
+        target=target,
+        folder=_folder(ctx, app_dir),
+        options={name: given[name] for name in OPTIONS if given[name] is not None},
+        burst=bool(given["burst"]),
+        fail_on_error=bool(given["fail_on_error"]),
+        processes=given["processes"] or 1,
+        reload=bool(given["reload"]),
+        log_level=given["log_level"],
+        log_format=given["log_format"],
+    )
+    if dry_run:
+        describe_run(settings)
+    elif child is None and (settings.reload or settings.processes > 1):
+        _supervise(ctx, settings)
+    else:
+        run_target(settings, child)
+
+
+@command.command("check")
+@options.target
+@options.app_dir
+@click.pass_context
+def check(ctx: click.Context, /, target: str | None, *, app_dir: Path | None) -> None:
+    """
+    Compare the job tables in the database with the code.
+
+    TARGET is the runner, as for the command run.
+
+    \b
+    Exit status:
+      0  the tables are as the code says
+      1  they differ: the differences, and the command that mends them, are printed
+      2  the module cannot be imported, or the database cannot be reached
+    """  # noqa: D301 - click reads the control character
+    from sqla_jobs.cli.check import check_target
+
+    warn_of_unknown_variables(ctx)
+    if target is None:
+        raise missing_target(ctx)
+    check_target(target, _folder(ctx, app_dir))
+
+
+@command.command("template")
+@click.argument("name", default="sync", shell_complete=complete_templates)
+def template(name: str) -> None:
+    """
+    Print the path of an Alembic template, for "alembic init -t".
+
+    NAME is sync (the default), async, pyproject or pyproject_async.
+    """
+    from sqla_jobs.cli.scaffold import print_template
+
+    print_template(name)
+
+
+@command.command("init")
+@click.argument("directory", default="migrations", type=click.Path(path_type=Path))
+@click.option(
+    "-t",
+    "--template",
+    default="sync",
+    show_default=True,
+    metavar="NAME",
+    shell_complete=complete_templates,
+    help="The template: sync, async, pyproject or pyproject_async.",
+)
+@click.option(
+    "-c",
+    "--config",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The configuration file to write.  [default: alembic.ini]",
+)
+@click.option("--package", is_flag=True, help="Give the folders an __init__.py.")
+@click.option(
+    "--metadata",
+    metavar="MODULE:BASE",
+    help="Where the models are; without it the configuration leaves a place for it.",
+)
+def init(
+    directory: Path,
+    *,
+    template: str,
+    config: Path | None,
+    package: bool,
+    metadata: str | None,
+) -> None:
+    """
+    Write an Alembic environment for the job tables.
+
+    It does what "alembic init" does, with one of the templates here. DIRECTORY is
+    the new folder, migrations by default. Where something is there already, nothing
+    is written and the exit status is 2.
+    """
+    from sqla_jobs.cli.scaffold import init_migrations
+
+    init_migrations(
+        directory, template=template, config=config, package=package, metadata=metadata
+    )
+
+
+@command.command("completion")
+@click.argument("shell", type=click.Choice(SHELLS), required=False)
+def completion(shell: str | None) -> None:
+    """
+    Print a script that completes this command in a shell.
+
+    SHELL is the one of the variable SHELL by default. For bash, put this line into
+    ~/.bashrc: eval "$(sqla-jobs completion bash)"
+    """
+    print_script(command, shell)
+
+
+def _supervise(ctx: click.Context, settings: Any) -> None:
+    from sqla_jobs.cli.reload import require_watchfiles
+
+    if os.name != "posix":
+        raise TargetError(
+            "--processes and --reload need the signals of POSIX; start the command"
+            " several times instead"
+        )
+    if settings.reload:
+        require_watchfiles()
+    from sqla_jobs.cli.supervise import supervise
+
+    ctx.exit(supervise(settings))
+
+
+def _folder(ctx: click.Context, app_dir: Path | None) -> Path:
+    """Return the folder whose modules can be imported."""
+    found = section(ctx)
+    if app_dir is not None:
+        in_file = found is not None and origin(ctx, "app_dir") == found.where("app-dir")
+        base = found.path.parent if found is not None and in_file else Path.cwd()
+        folder = base / app_dir
+        if not folder.is_dir():
+            raise TargetError(f"--app-dir: {folder} is not a folder")
+        return folder.resolve()
+    if found is not None and origin(ctx, "target") == found.where("runner"):
+        return found.path.parent
+    return Path.cwd()

@@ -1,12 +1,21 @@
-"""Log lines for people: one line each on standard error, in colour on a terminal."""
+"""Log lines on standard error: for people, in colour on a terminal, or as JSON."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from datetime import UTC, datetime
+from typing import Any
 
 FIELDS = ("job_id", "kind", "attempt", "queue")
 STYLES = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "bold red", "DEBUG": "dim"}
+LEVELS = ("debug", "info", "warning", "error", "critical")
+FORMATS = ("text", "json")
+MAX_TRACEBACK = 8_000  # characters, of its end: where the error is
+_OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
+
+log = logging.getLogger("sqla_jobs")
 
 
 class LineFormatter(logging.Formatter):
@@ -24,6 +33,28 @@ class LineFormatter(logging.Formatter):
         )
         line = super().formatMessage(record)
         return f"{line} [{fields}]" if fields else line
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record: what `extra` gave it has keys of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line; a traceback is in it, its beginning cut off if long."""
+        line: dict[str, Any] = {
+            "ts": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "pid": record.process,
+        }
+        extra = vars(record)
+        line |= {key: extra[key] for key in extra if key not in _OF_EVERY_RECORD}
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error_type"] = record.exc_info[0].__name__
+            line["error_message"] = str(record.exc_info[1])[:MAX_TRACEBACK]
+            text = self.formatException(record.exc_info)
+            line["traceback"] = text[-MAX_TRACEBACK:]
+        return json.dumps(line, default=str, ensure_ascii=False)
 
 
 class TerminalHandler(logging.Handler):
@@ -47,22 +78,34 @@ class TerminalHandler(logging.Handler):
             self.handleError(record)
 
 
-def set_up_logging(level: str | None) -> None:
+def set_up_logging(level: str | None, log_format: str | None = None) -> None:
     """
     Log to standard error, unless the application has set up handlers of its own.
 
     Args:
         level: The least that is logged, "debug" to "critical". None is "info", and
             leaves levels that the application has set as they are.
+        log_format: "text", the default, or "json".
     """
     root = logging.getLogger()
     if root.handlers:
         if level is not None:
-            logging.getLogger("sqla_jobs").setLevel(level.upper())
+            log.setLevel(level.upper())
+        if log_format is not None:
+            log.warning(
+                "the application has set up logging: --log-format %s has no effect",
+                log_format,
+            )
         return
-    handler: logging.Handler = (
-        TerminalHandler() if sys.stderr.isatty() else logging.StreamHandler()
-    )
-    handler.setFormatter(LineFormatter())
-    root.addHandler(handler)
+    root.addHandler(_handler(log_format))
     root.setLevel((level or "info").upper())
+
+
+def _handler(log_format: str | None) -> logging.Handler:
+    if log_format == "json":
+        handler: logging.Handler = logging.StreamHandler()
+        handler.setFormatter(JsonFormatter())
+        return handler
+    handler = TerminalHandler() if sys.stderr.isatty() else logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    return handler

@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
-
-import click
 
 from sqla_jobs._core.plan import Slots
 from sqla_jobs.errors import JobValueError
-
-
-def parsed_by(parse: Callable[[Any], Any]) -> Callable[..., Any]:
-    """Return a click callback: *parse* if the option is used, its errors shown."""
-
-    def callback(_ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-        if value is None or value == ():
-            return None
-        try:
-            return parse(value)
-        except JobValueError as exc:
-            raise click.BadParameter(str(exc), param=param) from exc
-
-    return callback
 
 
 def parse_concurrency(text: str) -> int | tuple[int, int]:
@@ -49,7 +32,7 @@ def parse_concurrency(text: str) -> int | tuple[int, int]:
             raise JobValueError(f"{text!r} is neither a whole number nor MIN,MAX")
 
 
-def parse_grace(text: str) -> timedelta:
+def parse_seconds(text: str) -> timedelta:
     """
     Return the duration of so many seconds.
 
@@ -63,6 +46,45 @@ def parse_grace(text: str) -> timedelta:
     if not math.isfinite(seconds) or not 0 <= seconds <= 10**9:
         raise JobValueError(f"must be zero or more seconds, got {text}")
     return timedelta(seconds=seconds)
+
+
+def parse_poll(text: str) -> timedelta:
+    """
+    Return the duration of so many seconds, above zero.
+
+    Raises:
+        JobValueError: If it is no such number.
+    """
+    poll = parse_seconds(text)
+    if not poll:
+        raise JobValueError(f"must be above zero, got {text}")
+    return poll
+
+
+def parse_lease(text: str) -> timedelta:
+    """
+    Return the duration of so many seconds, 3 or more.
+
+    Raises:
+        JobValueError: If it is no such number.
+    """
+    from sqla_jobs._store.claim import check_lease
+
+    lease = parse_seconds(text)
+    check_lease(lease)
+    return lease
+
+
+def parse_count(text: str) -> int:
+    """
+    Return a whole number of 1 or more.
+
+    Raises:
+        JobValueError: If it is none.
+    """
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise JobValueError(f"must be a whole number of 1 or more, got {text!r}")
+    return int(text)
 
 
 def parse_names(values: Sequence[str]) -> list[str]:
@@ -81,13 +103,18 @@ def parse_names(values: Sequence[str]) -> list[str]:
     return names
 
 
-def parse_queues(values: Sequence[str]) -> dict[str, int] | list[str]:
+def parse_queues(
+    values: Sequence[str] | Mapping[str, int],
+) -> dict[str, int] | list[str]:
     """
     Return the slots by queue, or the names where no slots are given.
 
     Raises:
         JobValueError: If only some have slots, or a runner would refuse them.
     """
+    if isinstance(values, Mapping):
+        Slots.of(None, values)
+        return dict(values)
     items = parse_names(values)
     pairs = [item.partition(":") for item in items]
     names = parse_names([name for name, _, _ in pairs])

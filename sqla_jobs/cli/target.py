@@ -28,9 +28,13 @@ from sqla_jobs.runner.base import RunnerBase
 WANTED = "a Runner, an AsyncRunner, or a function without arguments that returns one"
 
 
-def load_runner(target: str) -> RunnerBase:
+def load_runner(target: str, folder: Path | None = None) -> RunnerBase:
     """
     Return the runner that *target* names: ``module:runner`` or ``module:factory``.
+
+    Args:
+        target: Its module, and its name in it.
+        folder: Modules of this folder can be imported; default the current one.
 
     Raises:
         TargetError: If there is none; also for an error in the application's code,
@@ -38,11 +42,11 @@ def load_runner(target: str) -> RunnerBase:
         RuntimeFailure: If its database is not one that is supported.
     """
     module_name, path = split_target(target)
-    here = str(Path.cwd())
+    here = str(folder or Path.cwd())
     if sys.path[:1] != [here]:
         sys.path.insert(0, here)
     try:
-        module = _import(module_name)
+        module = _import(module_name, here)
         found = reduce(_attribute, path, module)
         return _made(found, target)
     except click.ClickException:
@@ -76,7 +80,7 @@ def split_target(target: str) -> tuple[str, list[str]]:
     return module, attributes
 
 
-def _import(name: str) -> ModuleType:
+def _import(name: str, folder: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as exc:
@@ -84,15 +88,14 @@ def _import(name: str) -> ModuleType:
         of_target = exc.name and f"{name}.".startswith(f"{exc.name}.")
         if exc.name is None or not of_target or user_frames(exc):
             raise
-        raise TargetError(_no_module(exc.name)) from None
+        raise TargetError(_no_module(exc.name, folder)) from None
 
 
-def _no_module(name: str) -> str:
+def _no_module(name: str, folder: str) -> str:
     parent, _, last = name.rpartition(".")
     if not parent:
-        here = str(Path.cwd())
-        found = [each.name for each in pkgutil.iter_modules([here])]
-        return f"no module {name!r} in {here} or installed" + _meant(last, found)
+        found = [each.name for each in pkgutil.iter_modules([folder])]
+        return f"no module {name!r} in {folder} or installed" + _meant(last, found)
     package = sys.modules[parent]
     if not hasattr(package, "__path__"):
         return f"no module {name!r}: {parent!r} is a module, no package"

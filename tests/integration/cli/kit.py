@@ -38,7 +38,7 @@ class Greet(Job, kind="greet"):
     def run(self, ctx):
         if self.name == "nobody":
             raise ValueError(self.name)
-        print(f"hello {self.name}", flush=True)
+        print(f"hello {self.name}\\n", end="", flush=True)
 
 class Wait(Job, kind="wait"):
     def run(self, ctx):
