@@ -41,8 +41,7 @@ def database_url() -> str:
 
 def include_name(name: str | None, type_: str, parents: object) -> bool:
     """Leave schemas alone that no model uses; None is the default schema."""
-    default = context.get_context().dialect.default_schema_name
-    return type_ != "schema" or not schemas.isdisjoint({name, name or default})
+    return type_ != "schema" or name in schemas
 
 
 def run_migrations(**where: Any) -> None:

@@ -27,20 +27,24 @@ def load_metadata(config: Config) -> MetaData:
     Raises:
         CommandError: If the key is missing, or leads to no metadata with tables.
     """
-    where = _where(config)
+    where, line = _where(config)
     name = config.get_alembic_option(_KEY)
     if not isinstance(name, str) or not name:
-        raise CommandError(f"{where} does not say where your models are: {_example()}")
+        raise CommandError(f"{where} does not say where your models are: add {line}")
     module, colon, path = name.partition(":")
     if not (module and colon and path):
-        raise CommandError(f"{where}: {_KEY} is {name!r}; write {_example()}")
+        raise CommandError(f"{where}: {_KEY} is {name!r}; write {line}")
+    loaded = _load(module, f"{where}: {name!r}")
     try:
-        found = reduce(getattr, path.split("."), _load(module, name, where))
+        found = reduce(getattr, path.split("."), loaded)
     except AttributeError as exc:
         raise CommandError(f"{where}: {_KEY} is {name!r}, but {exc}") from exc
     metadata = getattr(found, "metadata", found)
     if not isinstance(metadata, MetaData):
-        raise CommandError(f"{where}: {_KEY} is {name!r}, which is {found!r}")
+        raise CommandError(
+            f"{where}: {_KEY} is {name!r}, which is neither metadata nor has any:"
+            f" {found!r}"
+        )
     if not metadata.tables:
         raise CommandError(
             f"{where}: {_KEY} is {name!r}, which has no tables; name a module that"
@@ -70,30 +74,26 @@ def create_schemas(
                 ]
 
 
-def _load(module: str, name: str, where: str) -> Any:
+def _load(module: str, key: str) -> Any:
     try:
         return resolve_name(module)
     except ModuleNotFoundError as exc:
         if f"{module}.".startswith(f"{exc.name}."):  # not one that it imports itself
             raise CommandError(
-                f"{where}: {_KEY} is {name!r}, but there is no module {exc.name!r} in"
-                f" {Path.cwd()}, nor elsewhere that Python looks (prepend_sys_path)"
+                f"{key}: there is no module {exc.name!r} in {Path.cwd()}, nor elsewhere"
+                " that Python looks; prepend_sys_path names more places"
             ) from exc
-        exc.add_note(f"({where}: {_KEY} is {name!r})")
+        exc.add_note(key)
         raise
-    except ValueError as exc:
-        raise CommandError(f"{where}: {_KEY} is {name!r}: {exc}") from exc
     except Exception as exc:
-        exc.add_note(f"({where}: {_KEY} is {name!r})")
+        exc.add_note(key)
         raise
 
 
-def _where(config: Config) -> str:
-    section = config.config_ini_section
-    if not config.file_config.has_option(section, _KEY) and config.toml_alembic_config:
-        return f"{config.toml_file_name} [tool.alembic]"
-    return f"{config.config_file_name} [{section}]"
-
-
-def _example() -> str:
-    return f"{_KEY} = module:Base (in TOML: {_KEY} = 'module:Base')"
+def _where(config: Config) -> tuple[str, str]:
+    ini = config.file_config.has_option(config.config_ini_section, _KEY)
+    if config.toml_alembic_config and not ini:
+        place = f"{config.toml_file_name} [tool.alembic]"
+        return place, f'{_KEY} = "myapp.models:Base"'
+    place = f"{config.config_file_name} [{config.config_ini_section}]"
+    return place, f"{_KEY} = myapp.models:Base"

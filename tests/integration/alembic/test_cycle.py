@@ -1,0 +1,222 @@
+"""An application's history: models change, revisions follow, down and up again."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import Counter
+from typing import Any
+
+import pytest
+from alembic import command
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, inspect, select, text
+from sqlalchemy.exc import DataError
+from sqlalchemy.orm import Session
+
+from sqla_jobs import check
+from tests.integration.alembic.project import Project
+from tests.integration.alembic.shop import NAMES, model, shop
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "schema": {"schema": "Shop Floor"},
+    "naming convention": {"naming_convention": NAMES},
+}
+JOBS = {"jobs", "jobs_attempts", "jobs_queues", "jobs_runners"}
+NIGHT = {"night_" + name for name in JOBS}
+OPERATIONS: dict[int, dict[str, int]] = {
+    1: {"create_table": 5},
+    2: {},
+    3: {"add_column": 1, "create_foreign_key": 1, "create_index": 1},
+    4: {"create_table": 1},
+    5: {"create_table": 4},
+}
+"""What each version's revision does; indexes of new tables are not counted."""
+
+
+def bodies(source: str) -> dict[str, list[str]]:
+    """Return the statements of a revision's functions, without their docstrings."""
+    return {
+        node.name: [ast.unparse(statement) for statement in node.body[1:]]
+        for node in ast.parse(source).body
+        if isinstance(node, ast.FunctionDef)
+    }
+
+
+def operations(source: str) -> Counter[str]:
+    """Count the operations of a revision's `upgrade`, by name."""
+    upgrade = bodies(source)["upgrade"]
+    names = Counter(line.partition("(")[0].removeprefix("op.") for line in upgrade)
+    if names["create_table"]:
+        del names["create_index"]
+    del names["execute"]
+    return names
+
+
+def translated(engine: Engine, tenant: str) -> Engine:
+    """Return the engine with the tenant's schema."""
+    return engine.execution_options(schema_translate_map={None: tenant})
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_history(project: Project, options: dict[str, Any]) -> None:
+    """Each version's revision does what changed and no more; all ways lead back."""
+    schema = options.get("schema")
+    versions = {number: shop(number, **options) for number in OPERATIONS}
+    for number, base in versions.items():
+        project.models(base)
+        if OPERATIONS[number]:
+            source = project.revise(f"version {number}")
+            project.upgrade()
+            assert operations(source) == OPERATIONS[number]
+        assert project.differences() == []
+    assert project.tables(schema) == {"orders", "imports"} | JOBS | NIGHT
+
+    for number in (4, 3, 1):
+        project.downgrade()
+        assert project.differences_from(versions[number]) == [], number
+    project.downgrade()
+    assert project.tables(schema) == set()
+
+    project.upgrade()
+    assert project.differences() == []
+    assert not [source for source in project.sources() if "sqla_jobs" in source]
+
+
+def test_next_autogenerate_is_empty(project: Project) -> None:
+    """A revision made when nothing changed does nothing, in either direction."""
+    project.models(shop(5))
+    project.revise()
+    project.upgrade()
+
+    source = project.revise("nothing")
+
+    assert bodies(source) == {"upgrade": ["pass"], "downgrade": ["pass"]}
+
+
+def test_revisions_do_without_this_library(project: Project) -> None:
+    """Old revisions run up and down where sqla_jobs is no longer installed."""
+    project.models(shop(1))
+    project.revise()
+    project.upgrade()
+    project.models(shop(5))
+    project.revise()
+    project.write_env(
+        "from alembic import context\n"
+        "context.configure(connection=context.config.attributes['connection'])\n"
+        "with context.begin_transaction():\n"
+        "    context.run_migrations()\n"
+    )
+    for name in [name for name in sys.modules if name.split(".")[0] == "sqla_jobs"]:
+        project.monkeypatch.setitem(sys.modules, name, None)
+
+    project.upgrade()
+    assert project.tables() >= NIGHT
+    project.downgrade("base")
+    assert project.tables() == set()
+    project.upgrade()
+    project.monkeypatch.undo()
+
+    assert project.differences_from(shop(5)) == []
+
+
+def test_a_schema_is_made_once(project: Project) -> None:
+    """The revision with a schema's first tables makes it; none drops it."""
+    first, second = MetaData(schema="a b"), MetaData(schema="a b")
+    for metadata, name in [(first, "x"), (second, "x"), (second, "y")]:
+        Table(name, metadata, Column("id", Integer, primary_key=True))
+    project.models(first)
+    source = project.revise()
+    project.upgrade()
+    project.models(second)
+
+    again = project.revise()
+
+    assert 'CREATE SCHEMA IF NOT EXISTS "a b"' in source
+    assert "SCHEMA" not in again
+    assert "DROP SCHEMA" not in source
+
+
+def test_other_schemas_are_left_alone(project: Project) -> None:
+    """Only the models' schemas are looked at, so tables elsewhere are not dropped."""
+    with project.engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA theirs"))
+        connection.execute(text("CREATE TABLE theirs.one (id int)"))
+        connection.execute(text("CREATE TABLE public.two (id int)"))
+    project.models(shop(1, schema="ours"))
+
+    source = project.revise()
+
+    assert operations(source) == {"create_table": 5}
+
+
+def test_offline(project: Project, url: str) -> None:
+    """The SQL of `upgrade --sql` makes the same tables."""
+    project.models(shop(5, schema="ours"))
+    project.revise()
+    project.monkeypatch.setenv("DATABASE_URL", url)
+
+    script = project.sql()
+    with project.engine.begin() as connection:
+        connection.exec_driver_sql(script)
+
+    assert project.differences() == []
+
+
+def test_each_revision_commits(project: Project) -> None:
+    """A revision that fails rolls back itself, not those before it."""
+    project.models(shop(1))
+    project.revise()
+    project.alembic(command.revision, "fails")
+    [path] = (project.folder / "migrations/versions").glob("*_fails.py")
+    statement = "op.execute('CREATE TABLE half ()'); op.execute('SELECT 1/0')"
+    path.write_text(path.read_text().replace("    pass", f"    {statement}", 1))
+
+    with pytest.raises(DataError, match="division by zero"):
+        project.upgrade()
+
+    assert project.differences_from(shop(1)) == []
+
+
+def test_callers_transaction(project: Project) -> None:
+    """In a transaction of the caller's the upgrade is part of it."""
+    project.models(shop(1))
+    project.revise()
+    config = project.config()
+    with project.engine.connect() as connection, connection.begin() as transaction:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        transaction.rollback()
+
+    assert project.tables() == set()
+
+
+def test_tenants(project: Project) -> None:
+    """With -x tenant=, each tenant has tables, a version and jobs of its own."""
+    base = shop(2)
+    project.models(base)
+    mail = model(base, "Mail")
+    tenants = ["acme", 'Wayne "Ent."']
+    for tenant in tenants:
+        project.tenant = tenant
+        if tenant == tenants[0]:
+            project.revise()
+        project.upgrade()
+        assert project.differences() == []
+        assert project.tables(tenant) == {"orders"} | JOBS
+        check(translated(project.engine, tenant), model(base, "Job"))
+    assert inspect(project.engine).get_table_names() == []  # nor Alembic's own
+
+    for tenant in tenants:
+        with Session(translated(project.engine, tenant)) as session:
+            session.add(mail(subject=tenant))
+            session.commit()
+
+    for tenant in tenants:
+        with Session(translated(project.engine, tenant)) as session:
+            [job] = session.scalars(select(mail))
+            assert job.subject == tenant
+
+    project.downgrade("base")
+    assert project.tables(tenants[0]) == {"orders"} | JOBS
+    assert project.tables(tenants[1]) == set()
