@@ -64,7 +64,7 @@ class FoundTable:
     """What the database has of one table."""
 
     storage: Mapping[str, str]
-    foreign_keys: frozenset[str]  # the constrained columns, joined by ","
+    foreign_keys: frozenset[str]  # the columns of each, sorted, joined by ","
     columns: dict[str, FoundColumn] = field(default_factory=dict)
     indexes: dict[str, FoundIndex] = field(default_factory=dict)
 
@@ -144,8 +144,13 @@ class JobDialect(ABC):
         connection: Connection,
         columns: Sequence[Column[Any]],
         rows: Iterable[Sequence[Any]],
-    ) -> int:
-        """Bulk-load *rows* inside the connection's transaction; return how many."""
+    ) -> bool:
+        """
+        Bulk-load *rows* inside the connection's transaction.
+
+        Returns:
+            False if one of the values needs an INSERT; then nothing was written.
+        """
 
     @abstractmethod
     def read_tables(

@@ -16,10 +16,9 @@ TABLES = f"""
 SELECT asked.name, cls.reloptions,
   ARRAY(
     SELECT (
-      SELECT string_agg(att.attname, ',' ORDER BY key.place)
-      FROM unnest(con.conkey) WITH ORDINALITY AS key (num, place)
-      JOIN pg_catalog.pg_attribute att
-        ON att.attrelid = con.conrelid AND att.attnum = key.num
+      SELECT string_agg(att.attname, ',' ORDER BY att.attname COLLATE "C")
+      FROM pg_catalog.pg_attribute att
+      WHERE att.attrelid = con.conrelid AND att.attnum = ANY (con.conkey)
     )
     FROM pg_catalog.pg_constraint con
     WHERE con.conrelid = cls.oid AND con.contype = 'f'
@@ -34,7 +33,7 @@ FROM {ASKED} JOIN pg_catalog.pg_attribute att ON att.attrelid = to_regclass(aske
 WHERE att.attnum > 0 AND NOT att.attisdropped ORDER BY att.attnum
 """  # noqa: S608
 INDEXES = f"""
-SELECT asked.name, CAST(cls.relname AS text) AS index, ind.indisunique AS unique,
+SELECT asked.name, CAST(cls.relname AS text) AS index_name, ind.indisunique AS unique,
   ind.indisvalid AS valid, CAST(ind.indoption AS text) AS options,
   pg_catalog.pg_get_expr(ind.indpred, ind.indrelid) AS predicate,
   ARRAY(
@@ -81,7 +80,7 @@ def read_tables(connection: Connection, names: Iterable[str]) -> dict[str, Found
         if row.name not in found:
             continue
         descending = [bool(int(option) & 1) for option in row.options.split()]
-        found[row.name].indexes[row.index] = FoundIndex(
+        found[row.name].indexes[row.index_name] = FoundIndex(
             tuple(zip(map(_unquoted, row.keys), descending, strict=False)),
             unique=row.unique,
             valid=row.valid,

@@ -29,7 +29,13 @@ def find_differences(
     names = {table: name_of(table, connection) for table in tables}
     found = dialect.read_tables(connection, names.values())
     sides = [
-        Side(table, root, connection.dialect, found.get(names[table]))
+        Side(
+            table,
+            root,
+            connection.dialect,
+            found.get(names[table]),
+            schema_of(table, connection),
+        )
         for table, root in tables.items()
     ]
     pairs = [pair for side in sides for pair in side.type_pairs().values()]
@@ -40,11 +46,17 @@ def find_differences(
 
 def name_of(table: Table, connection: Connection) -> str:
     """Return the quoted name that statements on *connection* use for *table*."""
-    schemas = connection.get_execution_options().get("schema_translate_map") or {}
     quoting = connection.dialect.identifier_preparer
-    schema = schemas.get(table.schema, table.schema)
+    schema = schema_of(table, connection)
     prefix = f"{quoting.quote_schema(schema)}." if schema else ""
     return prefix + quoting.quote(table.name)
+
+
+def schema_of(table: Table, connection: Connection) -> str | None:
+    """Return the schema of *table* for statements on *connection*; None as default."""
+    schemas = connection.get_execution_options().get("schema_translate_map") or {}
+    schema: str | None = schemas.get(table.schema, table.schema)
+    return schema
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,7 @@ class Side:
     root: JobTables
     sql: Dialect
     found: FoundTable | None
+    schema: str | None
 
     def type_pairs(self) -> dict[str, tuple[str, str]]:
         """Return each common column's type, in the code and in the database."""
@@ -78,10 +91,14 @@ class Side:
         yield from self._storage(self.found)
 
     def _behind(self, text: str, *, blocking: bool = False) -> Difference:
-        return Difference(self.table.fullname, text, blocking)
+        return Difference(self._name, text, blocking)
 
     def _ahead(self, text: str) -> Difference:
-        return Difference(self.table.fullname, text, blocking=False, ahead=True)
+        return Difference(self._name, text, blocking=False, ahead=True)
+
+    @property
+    def _name(self) -> str:
+        return f"{self.schema}.{self.table.name}" if self.schema else self.table.name
 
     def _columns(
         self, found: FoundTable, unlike: set[tuple[str, str]]
@@ -142,7 +159,7 @@ class Side:
 
     def _foreign_keys(self, found: FoundTable) -> Iterator[Difference]:
         code = {
-            ",".join(element.parent.name for element in key.elements)
+            ",".join(sorted(element.parent.name for element in key.elements))
             for key in self.table.foreign_key_constraints
         }
         for columns in sorted(code - found.foreign_keys):

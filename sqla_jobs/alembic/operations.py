@@ -22,7 +22,8 @@ class StorageOp(ExecuteSQLOp):
         # Not a string: so the name is quoted, and its schema translated.
         self.ddl = f"ALTER TABLE %(fullname)s {actions}"
         table = Table(name, MetaData(), schema=schema)
-        super().__init__(DDL(self.ddl).against(table))
+        ddl: Any = DDL(self.ddl)  # type: ignore[no-untyped-call]
+        super().__init__(ddl.against(table))
 
     @classmethod
     def of(cls, table: Table, changed: Mapping[str, tuple[str, str | None]]) -> Self:

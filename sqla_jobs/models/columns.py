@@ -22,6 +22,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.orm import MappedColumn, mapped_column
+from sqlalchemy.sql.elements import conv
 
 from sqla_jobs._core.options import DEFAULTS
 from sqla_jobs._core.states import FINAL, JobState
@@ -142,8 +143,9 @@ def _index(
 ) -> None:
     table = columns[-1].table
     predicate = text(where)
+    # conv: a naming convention that goes by given names would change it.
     Index(
-        f"{table.name}_{name}_idx",
+        conv(f"{table.name}_{name}_idx"),
         *columns,
         unique=unique,
         postgresql_where=predicate,
@@ -179,7 +181,9 @@ def add_storage(table: Table) -> None:
         table.dialect_kwargs["postgresql_with"] = {**STORAGE, **given}
         return
     setting = ", ".join(f"{name} = {value}" for name, value in STORAGE.items())
-    change = DDL(f"ALTER TABLE %(fullname)s SET ({setting})")
+    change = DDL(  # type: ignore[no-untyped-call]
+        f"ALTER TABLE %(fullname)s SET ({setting})"
+    )
     event.listen(table, "after_create", change.execute_if(dialect="postgresql"))
 
 
@@ -215,6 +219,8 @@ def _same_value(one: str, other: str | None) -> bool:
 
 def is_own_index(index: Index) -> bool:
     """Return whether the library itself declared *index*."""
-    name, table = str(index.name), index.table
+    table = index.table
+    if table is None or not is_hot(table):
+        return False
     pattern = rf"{re.escape(table.name)}_[a-z]+_v\d+_idx"
-    return bool(re.fullmatch(pattern, name)) and is_hot(table)
+    return re.fullmatch(pattern, str(index.name)) is not None

@@ -33,9 +33,9 @@ class JobTables:
 
     def all_tables(self) -> list[Table]:
         """Return the hot table, the support tables and those of joined subclasses."""
-        found = dict.fromkeys([self.table, self.attempts, self.queues, self.runners])
-        for mapper in self.root.__mapper__.self_and_descendants:
-            found.setdefault(mapper.local_table)
+        mapped = [m.local_table for m in self.root.__mapper__.self_and_descendants]
+        support = [self.attempts, self.queues, self.runners]
+        found = dict.fromkeys([self.table, *support, *mapped])
         return [table for table in found if isinstance(table, Table)]
 
     @cached_property
