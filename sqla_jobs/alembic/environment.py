@@ -76,7 +76,7 @@ def create_schemas(
 
 def _load(module: str, key: str) -> Any:
     try:
-        return resolve_name(module)
+        return resolve_name(f"{module}:")  # a module, never an attribute
     except ModuleNotFoundError as exc:
         if f"{module}.".startswith(f"{exc.name}."):  # not one that it imports itself
             raise CommandError(

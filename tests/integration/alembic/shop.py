@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import ForeignKey, MetaData
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -29,6 +29,7 @@ def shop(version: int, **options: Any) -> Any:
 
     class Base(DeclarativeBase):
         metadata = MetaData(**options)
+        models: ClassVar[list[Any]] = []  # a registry alone does not keep them alive
 
     class Order(Base):
         __tablename__ = "orders"
@@ -39,35 +40,42 @@ def shop(version: int, **options: Any) -> Any:
 
     # Without a convention a foreign key needs a name, or it cannot be dropped again.
     key_name = None if "naming_convention" in options else "jobs_order_id_fkey"
-    for add in [*_changes(Base, Order, Job, key_name)][: version - 1]:
-        add()
+    changes = _changes(Base, Order, Job, key_name)
+    Base.models += [Order, Job, *(add() for add in [*changes][: version - 1])]
     return Base
 
 
 def model(base: Any, name: str) -> Any:
     """Return the model of that name."""
-    mappers = base.registry.mappers
-    return next(one.class_ for one in mappers if one.class_.__name__ == name)
+    return next(one for one in base.models if one.__name__ == name)
 
 
 def _changes(base: Any, order: Any, job: Any, key_name: str | None) -> Iterator[Any]:
-    def an_argument() -> None:
+    def an_argument() -> Any:
         class Mail(job):  # type: ignore[misc]
             subject: Arg[str] = arg(default="")
 
-    def a_foreign_key() -> None:
+        return Mail
+
+    def a_foreign_key() -> Any:
         class Invoice(job):  # type: ignore[misc]
             order_id: Mapped[int] = mapped_column(
                 ForeignKey(order.id, name=key_name, ondelete="CASCADE"), index=True
             )
 
-    def a_table() -> None:
+        return Invoice
+
+    def a_table() -> Any:
         class Import(job):  # type: ignore[misc]
             __tablename__ = "imports"
             path: Mapped[str]
 
-    def a_root() -> None:
+        return Import
+
+    def a_root() -> Any:
         class Night(JobMixin, base):  # type: ignore[misc]
             __tablename__ = "night_jobs"
+
+        return Night
 
     yield from (an_argument, a_foreign_key, a_table, a_root)

@@ -9,11 +9,22 @@ from typing import Any
 
 import pytest
 from alembic import command
-from sqlalchemy import Column, Engine, Integer, MetaData, Table, inspect, select, text
+from alembic.util import CommandError
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    Table,
+    inspect,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.exc import DataError
 from sqlalchemy.orm import Session
 
-from sqla_jobs import check
+from sqla_jobs import SchemaMismatch, check
 from tests.integration.alembic.project import Project
 from tests.integration.alembic.shop import NAMES, model, shop
 
@@ -220,3 +231,57 @@ def test_tenants(project: Project) -> None:
     project.downgrade("base")
     assert project.tables(tenants[0]) == {"orders"} | JOBS
     assert project.tables(tenants[1]) == set()
+
+
+def test_one_behind(project: Project) -> None:
+    """A database one behind: both checks say so, until the revision is run."""
+    project.models(shop(2))
+    project.revise()
+    project.upgrade()
+    new = shop(3)
+    project.models(new)
+
+    assert project.differences() != []
+    with pytest.raises(SchemaMismatch, match=r"(?s)alembic upgrade head.*order_id"):
+        check(project.engine, model(new, "Job"))
+
+    project.revise()
+    with pytest.raises(CommandError, match="Target database is not up to date"):
+        project.differences()
+    project.upgrade()
+    assert project.differences() == []
+    check(project.engine, model(new, "Job"))
+
+
+def test_url(project: Project, url: str) -> None:
+    """DATABASE_URL wins over the ini file's URL; either may have a % in it."""
+    project.models(shop(1))
+    project.alembic(command.revision, "seen")
+    [path] = (project.folder / "migrations/versions").glob("*_seen.py")
+    sql = "CREATE TABLE seen AS SELECT current_setting('application_name') AS name"
+    source = path.read_text().replace("pass", f'op.execute("{sql}")', 1)
+    path.write_text(source.replace("pass", 'op.execute("DROP TABLE seen")'))
+
+    def seen(*, ini: str = "", variable: str = "") -> str | None:
+        """Return the application's name that an upgrade connects with."""
+        project.monkeypatch.setenv("DATABASE_URL", variable and named(url, variable))
+        config = project.config()
+        config.set_main_option("sqlalchemy.url", ini and named(url, ini, "%%"))
+        config.config_file_name = None  # the logging is pytest's
+        command.upgrade(config, "head")
+        with project.engine.connect() as connection:
+            name: str | None = connection.scalar(text("SELECT name FROM seen"))
+        command.downgrade(config, "base")
+        return name
+
+    assert seen(ini="50% off") == "50% off"
+    assert seen(variable="49% off") == "49% off"
+    assert seen(ini="one", variable="other") == "other"
+    with pytest.raises(CommandError, match="set DATABASE_URL, or sqlalchemy"):
+        seen()
+
+
+def named(url: str, name: str, percent: str = "%") -> str:
+    """Return the URL with an application's name, as an environment or ini has it."""
+    found = make_url(url).update_query_dict({"application_name": name})
+    return found.render_as_string(hide_password=False).replace("%", percent)
