@@ -7,6 +7,15 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import Engine, create_engine
 
+DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--driver``, which runs the protocol's and the runners' tests on it."""
+    parser.addoption(
+        "--driver", choices=DRIVERS, default="psycopg", help="the driver of the tests"
+    )
+
 
 @pytest.fixture(scope="session")
 def dsn(sqla_jobs_dsn: str) -> str:

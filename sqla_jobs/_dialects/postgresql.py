@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.types import TypeEngine
 
-from sqla_jobs._dialects import pg_catalog, psycopg_copy
+from sqla_jobs._dialects import pg_catalog, pg_copy
 from sqla_jobs._dialects.base import FoundTable, JobDialect, bind
 
 # Class 40: transaction rollback (manual, appendix A).
@@ -107,16 +107,16 @@ class PostgreSQLDialect(JobDialect):
 
     def can_copy(self, connection: Connection, columns: Sequence[Column[Any]]) -> bool:
         """Return whether the driver has COPY, and the types are plain values to it."""
-        return psycopg_copy.can_copy(connection, columns)
+        return pg_copy.can_copy(connection, columns)
 
     def copy_rows(
         self,
         connection: Connection,
         columns: Sequence[Column[Any]],
         rows: Iterable[Sequence[Any]],
-    ) -> int:
+    ) -> bool:
         """Bulk-load *rows* by COPY inside the connection's transaction."""
-        return psycopg_copy.copy_rows(connection, columns, rows)
+        return pg_copy.copy_rows(connection, columns, rows)
 
     def read_tables(
         self, connection: Connection, names: Iterable[str]

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from sqlalchemy import Engine
 
+from sqla_jobs._notify.asyncpg import AsyncpgListener
 from sqla_jobs._notify.base import Listener as Listener
 from sqla_jobs._notify.base import ListenerTask as ListenerTask
 from sqla_jobs._notify.base import ListenerThread as ListenerThread
 from sqla_jobs._notify.psycopg import PsycopgListener
+from sqla_jobs._notify.psycopg2 import Psycopg2Listener
 
-_LISTENERS: dict[str, Listener] = {"psycopg": PsycopgListener()}
+_LISTENERS: dict[str, Listener] = {
+    "asyncpg": AsyncpgListener(),
+    "psycopg": PsycopgListener(),
+    "psycopg2": Psycopg2Listener(),
+}
 
 
 def listener_for(engine: Engine) -> Listener | None:

@@ -64,8 +64,9 @@ def enqueue_many(
     order than given. Runners are woken once, at the commit.
 
     With many rows COPY is used, inside the session's transaction like any statement.
-    INSERT is used for drivers other than psycopg, for columns whose default or type
-    needs SQL or a Python function, and for classes that have a table of their own.
+    INSERT is used for columns whose default or type needs SQL or a Python function, for
+    classes that have a table of their own, and for drivers without COPY, or for values
+    they cannot write: psycopg copies all types, asyncpg and psycopg2 the common ones.
 
     Args:
         session: With an AsyncSession: ``await session.run_sync(enqueue_many, ...)``.
@@ -279,8 +280,8 @@ class _Writer:
         if copies and dialect.can_copy(connection, copied):
             kind, pick = self.shape.kind, itemgetter(*names)
             lines = ((kind, row.payload, *pick(row.columns)) for row in rows)
-            dialect.copy_rows(connection, copied, lines)
-            return
+            if dialect.copy_rows(connection, copied, lines):
+                return
         keys = [(name, column.key) for name, column in zip(names, columns, strict=True)]
         params = [
             {PAYLOAD.key: row.payload, **{key: row.columns[n] for n, key in keys}}

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.schema import CreateSchema, DropSchema
 
 from tests.conformance.factories import Base, Elsewhere
+from tests.drivers.portal import portal
+
+
+@pytest.fixture(scope="session")
+def engine_driver(request: pytest.FixtureRequest) -> str:
+    """Return the driver of the tests."""
+    return str(getattr(request, "param", request.config.getoption("driver")))
+
+
+@pytest.fixture(scope="session")
+def engine(dsn: str, engine_driver: str) -> Iterator[Engine]:
+    """Yield an engine on this process's database; an async driver works there too."""
+    url = make_url(dsn).set(drivername=f"postgresql+{engine_driver}")
+    with ExitStack() as stack:
+        if url.get_dialect().is_async:
+            stack.enter_context(portal())
+        engine = create_engine(url)
+        yield engine
+        engine.dispose()
 
 
 @pytest.fixture(scope="session")

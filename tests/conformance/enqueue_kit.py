@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 from sqlalchemy import Engine, ForeignKey, event, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.schema import CreateSchema, DropSchema
@@ -113,13 +114,12 @@ class Ear:
     """A connection that listens for wake-ups of one root."""
 
     def __init__(self, engine: Engine, root: type[Any] = Job) -> None:
-        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        raw: Any = connection.connection.driver_connection
-        self.raw = raw
-        connection.detach()
+        url = engine.url.set(drivername="postgresql")
+        dsn = url.render_as_string(hide_password=False)
+        self.raw = psycopg.connect(dsn, autocommit=True)
         self.engine = engine
-        self.channel = root.__jobs__.channel
-        self.raw.execute(f'LISTEN "{self.channel}"')
+        self.channel = root.__jobs__.channel_in(engine.get_execution_options())
+        self.raw.execute(f'LISTEN "{self.channel}"'.encode())
 
     def heard(self) -> int:
         """Return how many wake-ups were committed since the last call."""

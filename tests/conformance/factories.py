@@ -223,7 +223,8 @@ def freed_when_awaited(
     backend = text("SELECT pg_backend_pid()")
     pids = {"waiter": waiter.scalar(backend), "blocker": blocker.scalar(backend)}
     query = text(
-        "SELECT pg_isolation_test_session_is_blocked(:waiter, ARRAY[:blocker])"
+        "SELECT pg_isolation_test_session_is_blocked("
+        "CAST(:waiter AS int), ARRAY[CAST(:blocker AS int)])"
     )
     deadline = time.monotonic() + 30
 

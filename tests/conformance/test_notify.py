@@ -10,10 +10,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import Engine, create_engine, create_mock_engine, event, make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from sqla_jobs._notify import ListenerTask, ListenerThread, base, listener_for, psycopg
+from sqla_jobs._notify import ListenerTask, ListenerThread, base, connect, listener_for
 
 LIMIT = 20.0
 
@@ -44,12 +44,15 @@ def channel() -> str:
 
 
 @pytest.fixture
-def own(dsn: str) -> Iterator[Engine]:
+def own(dsn: str, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Yield an engine whose connections can be told apart; its pool holds one."""
     # connect() waits 10 s for a slot, so a listener that takes one is noticed.
     name = f"listen {uuid4().hex[:8]}"
+    driver = "psycopg"
+    if "run" in request.fixturenames:
+        driver = DRIVERS[request.getfixturevalue("run")]
     url = make_url(dsn).update_query_dict({"application_name": name})
-    engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=10)
+    engine = create_engine(url.set(drivername=f"postgresql+{driver}"), **ONE)
     yield engine
     engine.dispose()
 
@@ -75,6 +78,7 @@ def notify(engine: Engine, channel: str) -> None:
         connection.execute(text("SELECT pg_notify(:c, '')"), {"c": channel})
 
 
+ONE: dict[str, Any] = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 10}
 Run = Callable[[Engine, str, Callable[[Wakes, Any], None]], None]
 
 
@@ -93,13 +97,29 @@ def run_thread(own: Engine, channel: str, act: Callable[[Wakes, Any], None]) -> 
         assert not thread._thread.is_alive()
 
 
+def run_psycopg2(own: Engine, channel: str, act: Callable[[Wakes, Any], None]) -> None:
+    """Call *act* while a thread listens through psycopg2."""
+    run_thread(own, channel, act)
+
+
 def run_task(own: Engine, channel: str, act: Callable[[Wakes, Any], None]) -> None:
     """Call *act*, in a thread, while a task listens."""
+    task(create_async_engine(own.url, **ONE), channel, act)
+
+
+def run_asyncpg(own: Engine, channel: str, act: Callable[[Wakes, Any], None]) -> None:
+    """Call *act*, in a thread, while a task listens through asyncpg."""
+    settings = {"application_name": own.url.query.get("application_name", "")}
+    url = own.url.difference_update_query(["application_name", "connect_timeout"])
+    url = url.set(drivername="postgresql+asyncpg")
+    connect_args = {"server_settings": settings}
+    task(create_async_engine(url, connect_args=connect_args, **ONE), channel, act)
+
+
+def task(engine: AsyncEngine, channel: str, act: Callable[[Wakes, Any], None]) -> None:
+    """Call *act*, in a thread, while a task listens on *engine*."""
 
     async def main() -> None:
-        engine: AsyncEngine = create_async_engine(
-            own.url, pool_size=1, max_overflow=0, pool_timeout=10
-        )
         wakes = Wakes()
         listener = listener_for(engine.sync_engine)
         assert listener is not None
@@ -117,10 +137,18 @@ def run_task(own: Engine, channel: str, act: Callable[[Wakes, Any], None]) -> No
     asyncio.run(main())
 
 
-both = pytest.mark.parametrize("run", [run_thread, run_task], ids=["thread", "task"])
+DRIVERS: dict[Run, str] = {
+    run_thread: "psycopg",
+    run_task: "psycopg",
+    run_asyncpg: "psycopg",
+    run_psycopg2: "psycopg2",
+}
+"""What listens, and the driver of the sync engine beside it."""
+
+each = pytest.mark.parametrize("run", DRIVERS, ids=lambda run: run.__name__[4:])
 
 
-@both
+@each
 def test_wakes_once_connected_and_at_each_notification(
     run: Run, engine: Engine, own: Engine, channel: str
 ) -> None:
@@ -139,7 +167,7 @@ def test_wakes_once_connected_and_at_each_notification(
     run(own, channel, act)
 
 
-@both
+@each
 def test_takes_no_slot_of_the_pool_and_leaves_nothing_open(
     run: Run, engine: Engine, own: Engine, channel: str
 ) -> None:
@@ -163,7 +191,7 @@ def test_takes_no_slot_of_the_pool_and_leaves_nothing_open(
     assert backends(engine, own) == []
 
 
-@both
+@each
 def test_an_exhausted_pool_is_no_obstacle(
     run: Run, engine: Engine, own: Engine, channel: str
 ) -> None:
@@ -172,7 +200,7 @@ def test_an_exhausted_pool_is_no_obstacle(
         run(own, channel, lambda wakes, _: wakes.wait_for(1))
 
 
-@both
+@each
 def test_a_killed_connection_comes_back_and_wakes(
     run: Run,
     engine: Engine,
@@ -199,7 +227,7 @@ def test_a_killed_connection_comes_back_and_wakes(
     assert levels[1][1] == "listening for wake-ups again"
 
 
-@both
+@each
 def test_an_unreachable_database_is_logged_once(
     run: Run, channel: str, own: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -230,7 +258,7 @@ def test_an_unreachable_database_is_logged_once(
     nowhere.dispose()
 
 
-@both
+@each
 def test_a_silent_connection_is_asked_now_and_then(
     run: Run,
     engine: Engine,
@@ -239,8 +267,8 @@ def test_a_silent_connection_is_asked_now_and_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Notifications that arrive with the answer are not lost."""
-    monkeypatch.setattr(psycopg, "CHECK_EVERY", 0.01)
-    monkeypatch.setattr(psycopg, "STEP", 0.01)
+    monkeypatch.setattr(connect, "CHECK_EVERY", 0.01)
+    monkeypatch.setattr(connect, "STEP", 0.01)
 
     def act(wakes: Wakes, service: Any) -> None:
         wakes.wait_for(1)
@@ -305,8 +333,7 @@ def test_a_listener_that_never_started_can_be_stopped(own: Engine) -> None:
     asyncio.run(main())
 
 
-def test_unknown_drivers_have_no_listener() -> None:
+@pytest.mark.parametrize("url", ["sqlite://", "postgresql+pg8000://x"])
+def test_unknown_drivers_have_no_listener(url: str) -> None:
     """A runner polls there."""
-    assert listener_for(create_engine("sqlite://")) is None
-    asyncpg = create_async_engine("postgresql+asyncpg://x")
-    assert listener_for(asyncpg.sync_engine) is None
+    assert listener_for(create_mock_engine(url, print)) is None  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_jobs import JobState
@@ -304,7 +304,7 @@ def test_settle_waits_for_a_locked_row_or_not(
         assert settle(other, TABLES, rows, wait=False) == {free: JobState.COMPLETED}
         other.rollback()
         other.execute(text("SET LOCAL lock_timeout = 50"))
-        with pytest.raises(OperationalError, match="lock timeout"):
+        with pytest.raises(DBAPIError, match="lock timeout"):
             settle(other, TABLES, rows)
 
 

@@ -21,7 +21,7 @@ RULES = {
         r"\.(execute|executemany|exec_driver_sql|scalars?)\(",
         # Listening is the driver's, and making a database is a test's; nothing else
         # may join this list without a reason.
-        ("_store/", "_dialects/", "_notify/psycopg.py", "testing/postgres.py"),
+        ("_store/", "_dialects/", "_notify/", "testing/postgres.py"),
     ),
     "databases differ by capability": (r"dialect\.name( in\b|==|!=)", ()),
     "no wall clock is read": (

@@ -1,0 +1,75 @@
+"""The connection of a listener, made as the engine makes its own; for all drivers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import Engine
+from sqlalchemy.util import greenlet_spawn
+
+STEP = 0.25
+"""Seconds until a sync listener notices its stop."""
+
+CHECK_EVERY = 15.0
+"""Seconds between questions: a peer that vanished without a word is noticed so."""
+
+CHECK_TIMEOUT = 10.0
+"""Seconds an answer may take."""
+
+STOP_TIMEOUT = 2.0
+"""Most seconds that a stop waits for a connection in the making."""
+
+
+def connect(engine: Engine) -> Any:
+    """Return a new driver connection, made as the engine makes its own."""
+    # A pool of the same making: the user's may be exhausted, and a connection that
+    # listens must never go back into it.
+    fairy = engine.pool.recreate().connect()
+    try:
+        # An application's event may have begun a transaction: LISTEN would wait for it.
+        fairy.rollback()
+    except BaseException:
+        fairy.invalidate()
+        raise
+    # Detaching forgets the driver's connection.
+    raw = fairy.driver_connection
+    fairy.detach()
+    assert raw is not None
+    return raw
+
+
+@asynccontextmanager
+async def connected(
+    engine: Engine, close: Callable[[Any], Awaitable[None]]
+) -> AsyncIterator[Any]:
+    """Yield a new driver connection of an async engine; *close* ends it."""
+    # Cancelled half way, what the driver has opened would be nobody's to close.
+    making = asyncio.ensure_future(greenlet_spawn(connect, engine))
+    try:
+        raw = await asyncio.shield(making)
+    except asyncio.CancelledError:
+        await asyncio.wait([making], timeout=STOP_TIMEOUT)
+        if not making.cancel() and making.exception() is None:
+            await close(making.result())
+        raise
+    try:
+        yield raw
+    finally:
+        await close(raw)
+
+
+def fail_fast(fd: int) -> None:
+    """Let the socket fail when the peer is silent for `CHECK_TIMEOUT`."""
+    # Without this a query to a vanished peer waits for about 15 minutes.
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is None:
+        return
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            milliseconds = int(CHECK_TIMEOUT * 1000)
+            sock.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
