@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from sqla_jobs._core.options import KEYWORDS, unknown
@@ -12,15 +13,27 @@ from sqla_jobs.models.columns import COLUMN_NAMES
 RESERVED = COLUMN_NAMES | {"delay", "Attempt", "Queue", "Runner"}
 """Attributes of every job that no subclass may declare."""
 
+MAX_IDENTIFIER = 63
+"""Bytes; what PostgreSQL cuts names at, the shortest of the databases."""
+
+LONGEST_SUFFIX = "_finished_v1_idx"
+KEY_SUFFIX = "_job_fkey"
+
 
 def check_names(cls: type[Any]) -> None:
     """
     Refuse an attribute named like one of JobMixin.
 
+    On the root class those of the application's Base and mixins are overridden: a Base
+    with an ``id`` of its own is common.
+
     Raises:
         JobDefinitionError: If there is one.
     """
     declared = {*vars(cls), *own_annotations(cls)} & RESERVED
+    for mixin in _mixins(cls):
+        for name in sorted({*vars(mixin), *own_annotations(mixin)} & RESERVED):
+            _raise_reserved(mixin, name, f"{cls.__name__} can do without the mixin")
     if "__tablename__" in vars(cls) and hasattr(cls, "__jobs__"):
         declared -= {"id"}  # the key of a table of the subclass's own
     for name in sorted(declared):
@@ -35,16 +48,49 @@ def check_root(cls: type[Any]) -> None:
         JobDefinitionError: If it has no table name, or a kind.
     """
     name = cls.__name__
-    if not getattr(cls, "__tablename__", None):
+    table_name = getattr(cls, "__tablename__", None)
+    if not table_name:
         raise JobDefinitionError(
             f"{name} has no __tablename__; give it one to make a job table, or"
             " __abstract__ = True to make a template"
         )
+    check_table_name(name, table_name, LONGEST_SUFFIX)
     for key in ("kind", "aliases"):
         if key in cls.__job_keywords__:
             raise JobDefinitionError(
                 f"{name} makes a job table, so it has no {key}; give it to a subclass"
             )
+
+
+def check_table_name(owner: str, name: str, suffix: str) -> None:
+    """
+    Check that *name*, with the suffix of an index or constraint, is not cut.
+
+    Raises:
+        JobDefinitionError: If it would be: two cut names may be the same.
+    """
+    size, most = len(name.encode()), MAX_IDENTIFIER - len(suffix)
+    if size > most:
+        raise JobDefinitionError(
+            f"{owner}.__tablename__ = {name!r} has {size} bytes; at most {most} are"
+            f" possible, since a name such as {name + suffix!r} is made from it and"
+            f" databases take {MAX_IDENTIFIER} bytes"
+        )
+
+
+def check_key(cls: type[Any], key: Iterable[str]) -> None:
+    """
+    Check that the primary key of a job table is its id alone.
+
+    Raises:
+        JobDefinitionError: If the Base or a mixin adds to it.
+    """
+    if others := sorted({*key} - {"id"}):
+        raise JobDefinitionError(
+            f"the primary key of {cls.__name__} would be id and {' and '.join(others)};"
+            " a job's is id alone: make it of a Base without that column, or write"
+            f" {others[0]} = None in {cls.__name__}"
+        )
 
 
 def check_job(cls: type[Any]) -> None:
@@ -70,13 +116,24 @@ def check_job(cls: type[Any]) -> None:
             raise JobDefinitionError(f"{cls.__name__}: {text}")
 
 
-def _raise_reserved(cls: type[Any], name: str) -> NoReturn:
-    hint = "give it another name"
-    if name in KEYWORDS:
+def _mixins(cls: type[Any]) -> list[type[Any]]:
+    """Return what a subclass of a root inherits from, other than by its root."""
+    if not hasattr(cls, "__jobs__"):
+        return []
+    known = cls.__jobs__.root.__mro__
+    return [
+        base
+        for base in cls.__mro__[1:]
+        if base not in known and "__job_keywords__" not in vars(base)
+    ]
+
+
+def _raise_reserved(cls: type[Any], name: str, hint: str = "") -> NoReturn:
+    if not hint and name in KEYWORDS:
         hint = f"for a default write class {cls.__name__}(..., {name}=...)"
     raise JobDefinitionError(
         f"{cls.__name__}.{name} would hide the attribute {name!r} that every job has;"
-        f" {hint}"
+        f" {hint or 'give it another name'}"
     )
 
 

@@ -128,6 +128,7 @@ def _prepare_job(cls: type[Any], parent: Any, scope: dict[str, Any]) -> None:
     check.check_job(cls)
     joined = "__tablename__" in cls.__dict__
     if joined:
+        check.check_table_name(cls.__name__, cls.__tablename__, check.KEY_SUFFIX)
         _inject_key(cls, parent)
     else:
         # None overrules a Base that names tables after their classes.
@@ -148,7 +149,7 @@ def _inject_key(cls: type[Any], parent: Any) -> None:
         ForeignKey(
             parent.__mapper__.local_table.c.id,
             ondelete="CASCADE",
-            name=conv(f"{cls.__tablename__}_job_fkey"),
+            name=conv(f"{cls.__tablename__}{check.KEY_SUFFIX}"),
         ),
         primary_key=True,
         autoincrement=False,
@@ -158,6 +159,7 @@ def _inject_key(cls: type[Any], parent: Any) -> None:
 
 def _finish_root(mapper: Mapper[Any], cls: type[Any]) -> None:
     table: Any = mapper.local_table
+    check.check_key(cls, table.primary_key.columns.keys())
     add_indexes(table)
     add_storage(table)
     tables = JobTables(

@@ -40,6 +40,11 @@ class JobMapper(Mapper[Any]):
                 f"{class_.__name__} was mapped before JobMixin could add its columns;"
                 f" name JobMixin first: class {class_.__name__}(JobMixin, Base)"
             )
+        if not hasattr(class_, "lease_token"):
+            raise JobDefinitionError(
+                f"JobMixin needs a declarative base; instead of a decorator write"
+                f" class {class_.__name__}(JobMixin, Base)"
+            )
         super().__init__(class_, *args, **kw)
 
     @HasMemoized.memoized_attribute
