@@ -219,8 +219,8 @@ CASES: dict[str, tuple[str, str, bool, bool]] = {
             " CREATE INDEX jobs_due_v1_idx ON jobs (run_at) WHERE state = 'scheduled'"
         ),
         (
-            "jobs: index jobs_due_v1_idx is WHERE state IN ('scheduled', 'retryable') in"
-            " the code, WHERE (state = 'scheduled'::text) in the database"
+            "jobs: index jobs_due_v1_idx is WHERE state IN ('scheduled', 'retryable')"
+            " in the code, WHERE (state = 'scheduled'::text) in the database"
         ),
         False,
         False,
