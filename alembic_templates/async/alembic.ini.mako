@@ -2,7 +2,7 @@
 
 [alembic]
 script_location = ${script_location}
-prepend_sys_path = .
+prepend_sys_path = %(here)s
 path_separator = os
 
 # Where the models are. The module must lead to all of them, the job classes too.

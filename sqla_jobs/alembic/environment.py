@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import reduce
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -80,8 +79,8 @@ def _load(module: str, key: str) -> Any:
     except ModuleNotFoundError as exc:
         if f"{module}.".startswith(f"{exc.name}."):  # not one that it imports itself
             raise CommandError(
-                f"{key}: there is no module {exc.name!r} in {Path.cwd()}, nor elsewhere"
-                " that Python looks; prepend_sys_path names more places"
+                f"{key}: there is no module {exc.name!r} where Python looks;"
+                " prepend_sys_path says where else, as in %(here)s/src"
             ) from exc
         exc.add_note(key)
         raise

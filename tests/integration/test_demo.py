@@ -106,7 +106,33 @@ def test_demo_survives_two_kills(dsn: str) -> None:
     assert number(done.stdout, "rescued") >= 2
     assert number(done.stdout, "attempts") >= 153
     assert number(done.stdout, "symbols") > 1000
+    assert "Tables: made by Alembic, revision 0001" in done.stdout
     assert schemas(dsn) == []
+
+
+def test_migrations_are_complete(dsn: str) -> None:
+    """The example's history makes what its models say, and leads back to nothing."""
+    script = "import sys; from alembic.config import main; "
+    script += "[main(line.split()) for line in sys.argv[1:]]"
+    commands = ["upgrade head", "check", "downgrade base"]
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, *commands],
+        cwd=APPLICATION,
+        env=ENVIRONMENT | {"DATABASE_URL": dsn},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+    assert "No new upgrade operations detected" in done.stdout
+    with psycopg.connect(dsn.replace("+psycopg", ""), autocommit=True) as connection:
+        query = "SELECT tablename FROM pg_tables WHERE schemaname = 'public'"
+        assert connection.execute(query).fetchall() == [("alembic_version",)]
+        connection.execute("DROP TABLE alembic_version")
 
 
 @pytest.mark.slow

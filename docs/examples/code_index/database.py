@@ -1,18 +1,23 @@
-"""Where the demonstration keeps its tables: a server of its own, or a schema."""
+"""Where the demonstration has its tables: a server of its own, or a schema."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from sqlalchemy import URL, create_engine, inspect, make_url
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import URL, Connection, create_engine, inspect, make_url
 from sqlalchemy.schema import CreateSchema, DropSchema
 
 from sqla_jobs.testing import PostgresServer
 
 VARIABLE = "SQLA_JOBS_DEMO_DSN"
 SCHEMA = "sqla_jobs_demo"
+CONFIG = Path(__file__).with_name("alembic.ini")
 
 
 def place() -> str:
@@ -36,6 +41,14 @@ def database() -> Iterator[str]:
     else:
         with PostgresServer() as server:
             yield server.dsn
+
+
+def migrate(connection: Connection) -> str | None:
+    """Do what `alembic upgrade head` does; return the revision that is reached."""
+    config = Config(CONFIG)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 @contextmanager

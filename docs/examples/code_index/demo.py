@@ -13,8 +13,9 @@ from check import (
     read_index,
     read_totals,
 )
+from database import migrate
 from jobs import BuildCrossReference, IndexModule, enqueue
-from models import Base, Job, Symbol
+from models import Job, Symbol
 from processes import WorkerDied, Workers
 from rich.table import Table
 from screen import Screen, Snapshot
@@ -41,7 +42,8 @@ class Demo:
     def run(self, *, kill: bool, break_it: bool) -> int:
         """Have the jobs run, check what they did, and return the exit status."""
         with self.session_maker.begin() as session:
-            Base.metadata.create_all(session.connection())
+            revision = migrate(session.connection())
+        self.screen.say(f"Tables: made by Alembic, revision {revision} in migrations/.")
         for _ in range(PROCESSES):
             self.workers.start()
         try:
