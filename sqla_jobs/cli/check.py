@@ -28,10 +28,10 @@ def check_target(target: str, folder: Path) -> None:
     engine, root = runner._engine, runner.tables.root
     where = engine.url.render_as_string(hide_password=True)
     try:
-        if isinstance(engine, Engine):
-            check(engine, root)
-        else:
+        if engine.dialect.is_async:
             asyncio.run(_check_async(engine, root))
+        else:
+            check(engine, root)
     except SqlaJobsError as exc:
         raise RuntimeFailure(str(exc)) from exc
     except (SQLAlchemyError, OSError) as exc:
@@ -43,7 +43,10 @@ def check_target(target: str, folder: Path) -> None:
     )
 
 
-async def _check_async(engine: Any, root: type[Any]) -> None:
+async def _check_async(sync_engine: Engine, root: type[Any]) -> None:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    engine = AsyncEngine(sync_engine)
     async with engine.connect() as connection:
         await connection.run_sync(check, root)
     await engine.dispose()

@@ -66,14 +66,19 @@ def child_of_environment() -> Child | None:
 def signals_of_supervisor(runner: Any, *, in_loop: bool) -> Iterator[None]:
     """Make *runner*, about to run, take its signals as a child does."""
     signalled = runner._signalled
+    # Outside a loop each has a thread of its own, and the first signal must be
+    # done with before the second.
+    one_by_one = threading.RLock()
 
     def stop() -> None:
-        if not runner._stopping:
-            signalled()
+        with one_by_one:
+            if not runner._stopping:
+                signalled()
 
     def force() -> None:
-        stop()
-        signalled()
+        with one_by_one:
+            stop()
+            signalled()
 
     runner._signalled = stop
     handling = stop_loop_on_signals if in_loop else stop_on_signals

@@ -80,14 +80,19 @@ def sqla_jobs(folder: Path, environ: dict[str, str]) -> Command:
 
 @pytest.fixture
 def start(folder: Path, environ: dict[str, str]) -> Iterator[Callable[..., Running]]:
-    """Yield a function that starts the command; it is killed at the end."""
+    """
+    Yield a function that starts the command; it is killed at the end.
+
+    With *group* it leads a process group, as under a terminal.
+    """
     started: list[subprocess.Popen[str]] = []
 
-    def run(*args: str) -> Running:
+    def run(*args: str, cwd: Path = folder, group: bool = False) -> Running:
         process = subprocess.Popen(
             [sys.executable, "-m", "sqla_jobs", *args],
-            cwd=folder,
+            cwd=cwd,
             env=environ,
+            start_new_session=group,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -94,13 +94,15 @@ class Running:
         self.process = process
         self.output = ""
 
-    def wait_for(self, pattern: str) -> None:
-        """Read lines until one matches."""
+    def wait_for(self, pattern: str, times: int = 1) -> re.Match[str]:
+        """Read lines until so many match; return the last match."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.output += line
-            if re.search(pattern, line):
-                return
+            if found := re.search(pattern, line):
+                times -= 1
+                if not times:
+                    return found
         pytest.fail(f"no line matches {pattern!r}:\n{self.output}")
 
     def end(self, text: str | None = None) -> int:
