@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +18,15 @@ nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "venv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["tests", "lint", "types", "docs", "package", "minimum"]
+nox.options.sessions = [
+    "tests",
+    "lint",
+    "types",
+    "docs",
+    "package",
+    "minimum",
+    "alembic",
+]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 FLOOR = nox.project.python_versions(PROJECT)[0]
@@ -33,6 +43,8 @@ SHIPPED = {
     "sqla_jobs/testing/_watchdog.py",
     "sqla_jobs/testing/pytest_plugin.py",
 }
+TEMPLATES = {"sync", "async", "pyproject", "pyproject_async"}
+SHIPPED |= {f"sqla_jobs/alembic/templates/{name}/env.py" for name in TEMPLATES}
 SHIPPED_FOLDERS = {"sqla_jobs"}
 
 
@@ -65,8 +77,17 @@ def minimum(session: nox.Session) -> None:
     oldest = Path(session.create_tmp(), "oldest.txt")
     pins = (re.sub(r"\[.*\]", "", one).replace(">=", "==") for one in wanted)
     oldest.write_text("\n".join(pins))
-    session.install("-e", ".[demo,reload]", *group("tests"), "--constraint", str(oldest))
+    session.install(
+        "-e", ".[demo,reload]", *group("tests"), "--constraint", str(oldest)
+    )
     session.run(*PYTEST, *(session.posargs or ["tests", "-m", "not slow"]))
+
+
+@nox.session
+def alembic(session: nox.Session) -> None:
+    """Run the tests with Alembic 1.18.4; `minimum` and `tests` have older and newer."""
+    session.install("-e", ".[demo]", *group("tests"), "alembic==1.18.4")
+    session.run(*PYTEST, *(session.posargs or ["tests/integration/alembic"]))
 
 
 @nox.session
@@ -108,6 +129,7 @@ def package(session: nox.Session) -> None:
     session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
     (wheel,) = dist.glob("*.whl")
     check_contents(session, wheel)
+    check_sdist(session, *dist.glob("*.tar.gz"))
     with tempfile.TemporaryDirectory() as outside, session.chdir(outside):
         use_wheel(session, wheel, Path(outside, "venv"))
 
@@ -123,6 +145,15 @@ def check_contents(session: nox.Session, wheel: Path) -> None:
         session.error(f"{wheel.name}: missing {missing or '{}'}, extra {extra or '{}'}")
 
 
+def check_sdist(session: nox.Session, sdist: Path) -> None:
+    """Fail unless the sdist has what the wheel's templates are made from."""
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    missing = {f"alembic_templates/{name}/env.py" for name in TEMPLATES} - names
+    if missing:
+        session.error(f"{sdist.name}: missing {missing}")
+
+
 def use_wheel(session: nox.Session, wheel: Path, venv: Path) -> None:
     """Install the wheel in a new environment and run the library and its commands."""
     session.run("python", "-m", "venv", str(venv))
@@ -135,10 +166,28 @@ def use_wheel(session: nox.Session, wheel: Path, venv: Path) -> None:
     if str(venv) not in str(where):
         session.error(f"imported {where}, not the installed wheel")
     run(command, "--help", silent=True)
+    for name in sorted(TEMPLATES):
+        use_template(session, run, programs, name)
     # Nothing to import: an error for the user, never a success or a traceback.
     said = run(command, "run", "nowhere:runner", success_codes=[1, 2], silent=True)
     if "nowhere" not in str(said) or "Traceback" in str(said):
         session.error(f"a runner that does not exist was answered with: {said}")
+
+
+def use_template(
+    session: nox.Session, run: Callable[..., object], programs: Path, name: str
+) -> None:
+    """Have Alembic start a project with a template of the installed wheel."""
+    where = str(run(str(programs / "sqla-jobs"), "template", name, silent=True)).strip()
+    if str(programs.parent) not in where:
+        session.error(f"the template {name!r} is {where}, not the installed one")
+    alembic = str(programs / "alembic")
+    with tempfile.TemporaryDirectory() as project, session.chdir(project):
+        run(alembic, "init", "-t", where, "migrations", silent=True)
+        # It needs one line more, and says which.
+        said = run(alembic, "upgrade", "head", success_codes=[255], silent=True)
+    if "add target_metadata" not in str(said):
+        session.error(f"the template {name!r} was answered with: {said}")
 
 
 @nox.session
