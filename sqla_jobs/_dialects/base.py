@@ -176,6 +176,10 @@ class JobDialect(ABC):
     def is_outage(self, exc: BaseException) -> bool:
         """Return whether *exc* says that the database is away or read-only."""
 
+    @abstractmethod
+    def is_refusal(self, exc: BaseException) -> bool:
+        """Return whether *exc* says that a value cannot be stored."""
+
     @staticmethod
     def sqlstate(exc: BaseException) -> str | None:
         """Return the SQLSTATE of a driver error, if there is one."""

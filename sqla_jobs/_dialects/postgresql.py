@@ -22,7 +22,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.exc import DataError, DBAPIError, DisconnectionError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.types import TypeEngine
 
@@ -32,8 +32,16 @@ from sqla_jobs._dialects.base import FoundTable, JobDialect, bind
 # Class 40: transaction rollback (manual, appendix A).
 CONFLICTS = frozenset({"40001", "40P01"})
 # Class 08 and 57P: no connection, shutdown, starting up; 25006: a standby;
-# 53300: too many connections; 55006: the database is being dropped or created.
-OUTAGES = frozenset({"57P01", "57P02", "57P03", "25006", "53300"})
+# 53300: too many connections; the others: what a server may answer to a connection
+# while it is set up, which psycopg reports without a SQLSTATE.
+OUTAGES = frozenset(
+    {
+        *("57P01", "57P02", "57P03", "25006", "53300"),
+        *("28000", "28P01", "3D000", "55000"),
+    }
+)
+# Data exceptions and broken constraints.
+REFUSALS = ("22", "23")
 
 
 class PostgreSQLDialect(JobDialect):
@@ -143,12 +151,24 @@ class PostgreSQLDialect(JobDialect):
         """Return whether *exc* says that the database is away or read-only."""
         if isinstance(exc, DisconnectionError | PoolTimeout | OSError):
             return True
-        if not isinstance(exc, DBAPIError):
-            return False
+        if getattr(exc, "connection_invalidated", False):
+            return True
         state = self.sqlstate(exc)
-        if state is None or exc.connection_invalidated:
-            return exc.connection_invalidated or _lost_before_an_answer(exc)
+        if state is None:
+            return isinstance(exc, DBAPIError) and _lost_before_an_answer(exc)
         return state in OUTAGES or state.startswith("08")
+
+    def is_refusal(self, exc: BaseException) -> bool:
+        """Return whether *exc* says that a value cannot be stored."""
+        state = self.sqlstate(exc)
+        if state is not None:
+            return state.startswith(REFUSALS)
+        orig = exc.orig if isinstance(exc, StatementError) else exc
+        # What a driver refuses before it asks; asyncpg says so by the cause.
+        causes = (orig, getattr(orig, "__cause__", None))
+        return isinstance(exc, DataError) or any(
+            isinstance(cause, ValueError | OverflowError) for cause in causes
+        )
 
 
 def _lost_before_an_answer(exc: DBAPIError) -> bool:

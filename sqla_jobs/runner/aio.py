@@ -17,7 +17,7 @@ from sqlalchemy.orm import sessionmaker
 from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import JobState
-from sqla_jobs._notify import ListenerTask, listener_for
+from sqla_jobs._notify import ListenerTask
 from sqla_jobs._store.runners import forget_runner
 from sqla_jobs._store.schema import check_runnable
 from sqla_jobs._store.sweep import MAX_CRASHES
@@ -290,7 +290,7 @@ class AsyncRunner(RunnerBase):
             await self._close(settler)
 
     def _new_listener(self) -> ListenerTask | None:
-        listener = listener_for(self._engine) if self.options.listen else None
+        listener = self._find_listener(self._engine)
         if listener is None:
             return None
         engine = self._control.engine.sync_engine
@@ -458,7 +458,7 @@ class AsyncRunner(RunnerBase):
                     partial(self._settle_work, batch=batch)
                 )
             except Exception as exc:  # noqa: BLE001 - whatever it is may pass
-                parts = self._refused(batch, exc)
+                parts = self._refused(batch, exc, self._control.dialect)
                 if parts is None:
                     await asyncio.sleep(outage.failed(exc))
                     continue

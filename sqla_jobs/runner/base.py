@@ -15,12 +15,13 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DataError, IntegrityError
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.plan import Claim, Plan, Slots
 from sqla_jobs._core.settle import Settlement, settle_error
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
+from sqla_jobs._dialects import JobDialect
+from sqla_jobs._notify import Listener, listener_for
 from sqla_jobs._store.claim import (
     DEFAULT_LEASE,
     claim_jobs,
@@ -180,6 +181,19 @@ class RunnerBase:
             self._attempts.clear()
 
     # Threads beside the jobs
+
+    def _find_listener(self, engine: Engine) -> Listener | None:
+        if not self.options.listen:
+            return None
+        found = listener_for(engine)
+        if found is None:
+            log.info(
+                "%s: no wake-ups through the driver %s, polling every %g s",
+                self.name,
+                engine.dialect.driver,
+                self.options.poll.total_seconds(),
+            )
+        return found
 
     def _start_watch(self, engine: Engine) -> None:
         leases = [cls.__job_options__.lease for cls in self.tables.kinds.values()]
@@ -375,13 +389,13 @@ class RunnerBase:
         return again
 
     def _refused(
-        self, batch: Sequence[Outgoing], exc: Exception
+        self, batch: Sequence[Outgoing], exc: Exception, dialect: JobDialect
     ) -> list[list[Outgoing]] | None:
         """
         Return the batches to try instead when the database refused a value in one, as a
         time beyond its calendar; None if *exc* is something else, that may pass.
         """
-        if not isinstance(exc, DataError | IntegrityError):
+        if not dialect.is_refusal(exc):
             return None
         if len(batch) > 1:
             middle = len(batch) // 2
@@ -389,7 +403,7 @@ class RunnerBase:
         (item,) = batch
         if item.refused:
             return None
-        failure = settle_error(item.attempt.facts, exc.orig or exc)
+        failure = settle_error(item.attempt.facts, getattr(exc, "orig", None) or exc)
         return [[replace(item, settlement=failure, refused=True)]]
 
     def _note(self, attempt: Attempt, row: Settlement, state: JobState | None) -> bool:

@@ -11,7 +11,6 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.outcomes import Discard
@@ -143,13 +142,13 @@ class SyncExecution:
         try:
             session.connection(bind_arguments=bind_arguments(attempt))
             session.commit()
-        except DBAPIError as exc:
+        except Exception as exc:
             if attempt.fence_sent and self.around.dialect.is_outage(exc):
                 return self._resolve(attempt, exc)
             raise
         return None
 
-    def _resolve(self, attempt: Attempt, exc: DBAPIError) -> Settlement | None:
+    def _resolve(self, attempt: Attempt, exc: Exception) -> Settlement | None:
         """The COMMIT got no answer: look whether it happened before anything else."""
         outage = Outage(f"job {attempt.job_id}")
         pause = outage.failed(exc)
@@ -240,13 +239,13 @@ class AsyncExecution:
         try:
             await session.connection(bind_arguments=bind_arguments(attempt))
             await session.commit()
-        except DBAPIError as exc:
+        except Exception as exc:
             if attempt.fence_sent and self.around.dialect.is_outage(exc):
                 return await self._resolve(attempt, exc)
             raise
         return None
 
-    async def _resolve(self, attempt: Attempt, exc: DBAPIError) -> Settlement | None:
+    async def _resolve(self, attempt: Attempt, exc: Exception) -> Settlement | None:
         """The COMMIT got no answer: look whether it happened before anything else."""
         outage = Outage(f"job {attempt.job_id}")
         pause = outage.failed(exc)

@@ -17,7 +17,7 @@ from sqlalchemy.orm import sessionmaker
 
 from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
 from sqla_jobs._core.states import JobState
-from sqla_jobs._notify import ListenerThread, listener_for
+from sqla_jobs._notify import ListenerThread
 from sqla_jobs._store.runners import forget_runner
 from sqla_jobs._store.schema import check_runnable
 from sqla_jobs._store.sweep import MAX_CRASHES
@@ -301,7 +301,7 @@ class Runner(RunnerBase):
             self._listener.start()
 
     def _new_listener(self) -> ListenerThread | None:
-        listener = listener_for(self._engine) if self.options.listen else None
+        listener = self._find_listener(self._engine)
         if listener is None:
             return None
         channel = self.tables.channel_in(self._engine.get_execution_options())
@@ -416,7 +416,7 @@ class Runner(RunnerBase):
             try:
                 states = self._control.run(partial(self._settle_work, batch=batch))
             except Exception as exc:  # noqa: BLE001 - whatever it is may pass
-                parts = self._refused(batch, exc)
+                parts = self._refused(batch, exc, self._control.dialect)
                 if parts is None:
                     time.sleep(outage.failed(exc))
                     continue

@@ -9,6 +9,16 @@ from sqlalchemy import Engine
 
 from tests.runner.harness import Base, Kit
 
+SHELLS = {
+    "psycopg": ["threads", "aio"],
+    "asyncpg": ["aio-asyncpg"],
+    "psycopg2": ["threads-psycopg2"],
+}
+"""What can run the jobs, by driver."""
+
+CORE = {"test_promises", "test_running", "test_settling", "test_fence"}
+"""The modules whose tests run on all drivers; --driver runs all of them on one."""
+
 
 @pytest.fixture(scope="session")
 def tables(engine: Engine) -> Engine:
@@ -17,7 +27,26 @@ def tables(engine: Engine) -> Engine:
     return engine
 
 
-@pytest.fixture(params=["threads", "aio"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test in all shells, the core of them on all drivers."""
+    driver = metafunc.config.getoption("driver")
+    shells = SHELLS[driver]
+    if driver == "psycopg" and metafunc.module.__name__.rpartition(".")[2] in CORE:
+        shells = [shell for each in SHELLS.values() for shell in each]
+    for name in {"kit", "own"} & set(metafunc.fixturenames):
+        metafunc.parametrize(name, shells, indirect=True)
+
+
+def shell_of(request: pytest.FixtureRequest, shell: str) -> str:
+    """Return the first of the driver's shells that is like *shell*."""
+    driver = request.config.getoption("driver")
+    for found in SHELLS[driver]:
+        if found.startswith(shell):
+            return found
+    pytest.skip(f"{driver} has no such engine")
+
+
+@pytest.fixture
 def kit(request: pytest.FixtureRequest, dsn: str, tables: Engine) -> Iterator[Kit]:
     """Yield the application with empty tables, for each runner in turn."""
     kit = Kit(dsn, tables, request.param)
@@ -26,16 +55,16 @@ def kit(request: pytest.FixtureRequest, dsn: str, tables: Engine) -> Iterator[Ki
 
 
 @pytest.fixture
-def threads(dsn: str, tables: Engine) -> Iterator[Kit]:
+def threads(request: pytest.FixtureRequest, dsn: str, tables: Engine) -> Iterator[Kit]:
     """Yield the application for tests that only concern threads."""
-    kit = Kit(dsn, tables, "threads")
+    kit = Kit(dsn, tables, shell_of(request, "threads"))
     yield kit
     kit.close()
 
 
 @pytest.fixture
-def aio(dsn: str, tables: Engine) -> Iterator[Kit]:
+def aio(request: pytest.FixtureRequest, dsn: str, tables: Engine) -> Iterator[Kit]:
     """Yield the application for tests that only concern asyncio."""
-    kit = Kit(dsn, tables, "aio")
+    kit = Kit(dsn, tables, shell_of(request, "aio"))
     yield kit
     kit.close()

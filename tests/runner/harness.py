@@ -10,10 +10,20 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
+import asyncpg
 import psycopg
-from sqlalchemy import Engine, ForeignKey, create_engine, event, select, text
+import psycopg2
+from sqlalchemy import (
+    Engine,
+    ForeignKey,
+    create_engine,
+    event,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -122,6 +132,17 @@ def effects(session: Any, job: Any, *notes: str) -> None:
     session.add_all([Effect(job_id=job.id, note=note) for note in notes])
 
 
+def raise_lost(driver: str, raw: Any = None) -> NoReturn:
+    """Raise what the driver, or SQLAlchemy for it, does when a connection breaks."""
+    if driver == "asyncpg":
+        error = asyncpg.ConnectionDoesNotExistError("connection was closed")
+        if raw is not None:
+            raw._handle_exception(error)
+        raise error
+    kind = psycopg2 if driver == "psycopg2" else psycopg
+    raise kind.OperationalError("the connection is closed")
+
+
 def answerless_commit(lost: list[str], *, happens: bool) -> Callable[[Engine], None]:
     """
     Return what makes the first COMMIT of an effect lose its answer, noted in *lost*.
@@ -146,7 +167,7 @@ def answerless_commit(lost: list[str], *, happens: bool) -> Callable[[Engine], N
             if happens:
                 real(connection)
             raw.close()
-            raise psycopg.OperationalError("the connection is closed")
+            raise_lost(engine.dialect.driver, raw)
 
         event.listen(engine, "after_cursor_execute", note)
         setattr(engine.dialect, "do_commit", do_commit)  # noqa: B010
@@ -241,10 +262,20 @@ class Running:
 
 
 class Kit:
-    """One test's application: its database, its handlers and its runners."""
+    """
+    One test's application: its database, its handlers and its runners.
+
+    Args:
+        dsn: The database.
+        engine: What the test itself uses.
+        shell: "threads" or "aio", and the driver: "aio-asyncpg". Default psycopg.
+    """
 
     def __init__(self, dsn: str, engine: Engine, shell: str) -> None:
-        self.dsn, self.engine, self.shell = dsn, engine, shell
+        self.shell, _, driver = shell.partition("-")
+        self.driver = driver or "psycopg"
+        url = make_url(dsn).set(drivername=f"postgresql+{self.driver}")
+        self.dsn, self.engine = url.render_as_string(hide_password=False), engine
         self.Session = sessionmaker(engine, expire_on_commit=False)
         self.engine_options: dict[str, Any] = {"pool_size": 30}
         self.session_options: dict[str, Any] = {}
@@ -388,6 +419,19 @@ class Kit:
             yield Runner(maker, Job, **options)
         finally:
             engine.dispose()
+
+    def connecting(self, url: Callable[[], str]) -> dict[str, Any]:
+        """Return options of an engine that connects to what *url* returns."""
+
+        async def connect(*_: Any, **__: Any) -> Any:
+            if self.driver == "asyncpg":
+                return await asyncpg.connect(url())
+            return await psycopg.AsyncConnection.connect(url())
+
+        if self.shell == "aio":
+            return {"async_creator": connect}
+        module = psycopg2 if self.driver == "psycopg2" else psycopg
+        return {"creator": lambda: module.connect(url())}
 
     def make_session(self, engine: Engine) -> sessionmaker[Any]:
         """Return the application's sessionmaker on *engine*."""

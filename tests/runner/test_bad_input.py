@@ -93,7 +93,7 @@ def test_sessionmaker_is_asked_for(kit: Kit, maker: Any) -> None:
 
 def test_engine_or_the_other_sessionmaker_is_refused(threads: Kit) -> None:
     """An Engine is no sessionmaker; nor does an async one serve threads."""
-    engine = create_async_engine(threads.dsn)
+    engine = create_async_engine("postgresql+psycopg://")
     wrong: list[tuple[Any, Any]] = [
         (Runner, threads.engine),
         (Runner, async_sessionmaker(engine)),

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.exc import OperationalError
@@ -21,6 +20,7 @@ from tests.runner.harness import (
     Task,
     effects,
     ok,
+    raise_lost,
     statements,
     wait_for,
 )
@@ -101,9 +101,6 @@ def own(
         engine.dispose()
 
 
-BOTH = pytest.mark.parametrize("own", ["threads", "aio"], indirect=True)
-
-
 class Gate:
     """Closes a database to everybody, and opens it again."""
 
@@ -132,7 +129,6 @@ class Gate:
         self.admin.dispose()
 
 
-@BOTH
 def test_outcomes_wait_for_a_database_that_is_away(
     own: Kit, sqla_jobs_server: DatabaseServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -170,7 +166,6 @@ def test_outcomes_wait_for_a_database_that_is_away(
         assert len([said for said in caplog.messages if said.startswith(away)]) <= 1
 
 
-@BOTH
 def test_effects_of_a_database_that_goes_away_happen_once(
     own: Kit, sqla_jobs_server: DatabaseServer
 ) -> None:
@@ -209,13 +204,7 @@ def test_runner_waits_for_a_database_that_is_not_there_yet(
         plain = target.set(drivername="postgresql")
         return plain.render_as_string(hide_password=False)
 
-    async def connect(*args: Any, **kwargs: Any) -> Any:
-        return await psycopg.AsyncConnection.connect(url())
-
-    if kit.shell == "threads":
-        kit.engine_options = {"creator": lambda: psycopg.connect(url())}
-    else:
-        kit.engine_options = {"async_creator": connect}
+    kit.engine_options = kit.connecting(url)
 
     async def run(job: Any, ctx: Any) -> None:
         effects(ctx.session, job, "ran")
@@ -264,15 +253,11 @@ def test_runner_that_never_found_its_database_stops(kit: Kit) -> None:
     """A stop is heard while the runner waits for the database to appear."""
     tries: list[int] = []
 
-    def connect(*_: Any, **__: Any) -> Any:
+    def url() -> str:
         tries.append(1)
-        raise psycopg.OperationalError("connection refused")
+        raise_lost(kit.driver)
 
-    async def connect_async(*_: Any, **__: Any) -> Any:
-        connect()
-
-    name = "creator" if kit.shell == "threads" else "async_creator"
-    kit.engine_options = {name: connect if kit.shell == "threads" else connect_async}
+    kit.engine_options = kit.connecting(url)
     running = kit.run()
     kit.until(lambda: tries)
 
