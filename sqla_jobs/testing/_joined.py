@@ -75,11 +75,11 @@ class JoinedAttempt(Attempt):
     def watching(self) -> Iterator[None]:
         """Write the fence with each release; let nothing really commit."""
         self._outer = frozenset(_savepoints(self.connection))
-        watched: dict[str, Callable[..., None]] = {
+        watched: dict[str, Callable[..., Any]] = {
             "release_savepoint": self._on_release,
             "rollback_savepoint": self._on_rollback_to,
-            "commit": self._refuse,
-            "rollback": self._refuse,
+            "commit": self._on_end,
+            "rollback": self._note_end,
         }
         for name, listener in watched.items():
             event.listen(self.connection, name, listener)
@@ -91,24 +91,29 @@ class JoinedAttempt(Attempt):
 
     def _on_release(self, connection: Connection, name: str, _: Any) -> None:
         if name in self._outer:
-            self._refuse(connection)
+            raise self._note_end(connection)
         if name == self._name:
             self.on_commit(connection)
 
     def _on_rollback_to(self, connection: Connection, name: str, _: Any) -> None:
         if name in self._outer:
-            self._refuse(connection)
+            self._note_end(connection)
 
-    def _take_back(self, connection: Connection) -> None:
-        connection.dialect.do_rollback_to_savepoint(connection, self._name)
+    def _on_end(self, connection: Connection) -> NoReturn:
+        super()._take_back(connection)
+        raise self._note_end(connection)
 
-    def _refuse(self, _: Connection) -> NoReturn:
+    def _note_end(self, _: Connection) -> JobValueError:
+        # Raised by the helper: the handler may hide what is raised here.
         self.refusal = JobValueError(
             f"the handler of job {self.job_id} would commit or roll back the test's own"
             " transaction; let it use ctx.session: not that session's connection, nor"
             " the session of the test"
         )
-        raise self.refusal
+        return self.refusal
+
+    def _take_back(self, connection: Connection) -> None:
+        connection.dialect.do_rollback_to_savepoint(connection, self._name)
 
 
 def _savepoints(connection: Connection) -> list[str]:

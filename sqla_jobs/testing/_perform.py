@@ -284,9 +284,11 @@ def _outcome(value: Any) -> Outcome:
 @contextmanager
 def _unrefused(attempt: _Performed) -> Iterator[None]:
     """Raise what was refused even if the handler hid it."""
-    yield
-    if attempt.refusal is not None:
-        raise attempt.refusal
+    try:
+        yield
+    finally:
+        if attempt.refusal is not None:
+            raise attempt.refusal
 
 
 def _no_session(_: Any) -> NoReturn:
