@@ -26,7 +26,7 @@ def register_soon() -> None:
     module = sys.modules.get(AUTOGENERATE)
     if module is None:
         sys.meta_path.insert(0, _Finder())
-    else:
+    elif hasattr(module, "comparators"):  # else a plugin of Alembic imports us
         _register(module)
 
 
