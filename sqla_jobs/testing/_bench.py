@@ -256,7 +256,7 @@ class Bench:
 
     # The handler
 
-    def execute(self, attempt: JoinedAttempt) -> Settlement | None:
+    def run(self, attempt: JoinedAttempt) -> Settlement | None:
         """Run a sync handler."""
         maker = self.wanted.session_maker
         sync_maker = maker if isinstance(maker, sessionmaker) else None
@@ -265,12 +265,12 @@ class Bench:
         with attempt.watching():
             return run(attempt)
 
-    async def aexecute(self, attempt: JoinedAttempt) -> Settlement | None:
+    async def arun(self, attempt: JoinedAttempt) -> Settlement | None:
         """Run a sync or async handler under the test's AsyncSession."""
         outer = self.outer
         assert outer is not None
         if not self.handlers[attempt.kind].is_async:
-            return await outer.run_sync(lambda _: self.execute(attempt))
+            return await outer.run_sync(lambda _: self.run(attempt))
         maker = self.wanted.session_maker
         async_maker = None if isinstance(maker, sessionmaker) else maker
         control: Any = _AwaitedJoint(self.joint, outer)

@@ -209,7 +209,7 @@ def _run_one(session: Session, wanted: Wanted) -> JobState | None:
         if found is None:
             return None
         bench, attempt = found
-        return bench.settle(attempt, bench.execute(attempt))
+        return bench.settle(attempt, bench.run(attempt))
 
 
 def _drain(session: Session, wanted: Wanted, drained: _Drained) -> dict[str, int]:
@@ -218,7 +218,7 @@ def _drain(session: Session, wanted: Wanted, drained: _Drained) -> dict[str, int
         benches = _benches(session, wanted, None)
         while found := drained.next(benches):
             bench, attempt = found
-            drained.note(attempt, bench.settle(attempt, bench.execute(attempt)))
+            drained.note(attempt, bench.settle(attempt, bench.run(attempt)))
     return dict(drained.states)
 
 
@@ -249,5 +249,5 @@ async def _aend(
     session: AsyncSession, bench: Bench, attempt: JoinedAttempt
 ) -> JobState | None:
     __tracebackhide__ = True
-    settlement = await bench.aexecute(attempt)
+    settlement = await bench.arun(attempt)
     return await session.run_sync(lambda _: bench.settle(attempt, settlement))

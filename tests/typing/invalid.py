@@ -5,15 +5,18 @@
 from __future__ import annotations
 
 from sqlalchemy import ForeignKey, select
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     MappedAsDataclass,
+    Session,
     mapped_column,
     relationship,
 )
 
 from sqla_jobs import Arg, JobMixin, arg, handles
+from sqla_jobs.testing import assert_enqueued, drain, perform, run_one
 
 
 class Base(DeclarativeBase): ...
@@ -81,3 +84,15 @@ length: int = SendInvoice(to="a").to  # error
 SendInvoice.nothing  # error
 select(SendInvoice).where(SendInvoice.nothing == "x")  # error
 handles("SendInvoice")  # error
+
+
+async def testing(session: Session, asession: AsyncSession) -> None:
+    await run_one(session)  # error
+    await drain(session)  # error
+    run_one(session, queue="mail")  # error
+    drain(session, limit="all")  # error
+    perform("job")  # error
+    drain(asession)  # error
+    perform(job, attempts=3)  # error
+    assert_enqueued(session, Invoice)  # error
+    assert_enqueued(session, SendInvoice).subject  # error

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 from sqlalchemy import ForeignKey, select, update
-from sqlalchemy.ext.asyncio import AsyncAttrs
+from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -17,9 +17,29 @@ from sqlalchemy.orm import (
     Session,
     mapped_column,
     relationship,
+    scoped_session,
 )
 
-from sqla_jobs import Arg, JobMixin, Retention, arg, constant, exponential, handles
+from sqla_jobs import (
+    Arg,
+    JobMixin,
+    JobState,
+    Outcome,
+    Retention,
+    arg,
+    constant,
+    exponential,
+    handles,
+)
+from sqla_jobs.testing import (
+    ManualClock,
+    all_enqueued,
+    assert_enqueued,
+    drain,
+    perform,
+    refute_enqueued,
+    run_one,
+)
 
 
 class Base(DeclarativeBase): ...
@@ -94,6 +114,9 @@ class AsyncJob(JobMixin, AsyncBase):
 class AsyncSend(AsyncJob):
     to: Arg[str] = arg()
 
+    async def run(self, ctx: object) -> str:
+        return self.to
+
 
 job = SendInvoice(to="a")
 SendInvoice(
@@ -157,3 +180,28 @@ def send(job: SendInvoice, ctx: object) -> str:
 
 
 assert_type(send(job, None), str)
+
+
+def testing(session: Session, scope: scoped_session[Session]) -> None:
+    clock = ManualClock(session)
+    assert_type(run_one(session), JobState | None)
+    assert_type(run_one(scope, job, clock=clock, kinds=[SendFast]), JobState | None)
+    assert run_one(session, SendFast, queues=["mail"], raise_errors=False) == "completed"
+    assert drain(scope, limit=3, with_retries=True) == {"completed": 1}
+    assert_type(perform(job, session=session, attempt=2), Outcome)
+    assert_type(assert_enqueued(session, SendInvoice, subject="Hi"), SendInvoice)
+    assert_type(assert_enqueued(scope, SendInvoice, count=2), list[SendInvoice])
+    assert_type(all_enqueued(session, Job), list[Job])
+    refute_enqueued(session, SendInvoice, run_at=clock.now())
+
+
+async def async_testing(session: AsyncSession) -> None:
+    clock = ManualClock(session)
+    assert_type(await run_one(session, clock=clock), JobState | None)
+    assert await drain(session) == {"completed": 1}
+    assert_type(await perform(AsyncSend(to="a")), Outcome)
+    assert_type(await perform(job, session=session), Outcome)
+    assert_type(await assert_enqueued(session, SendInvoice), SendInvoice)
+    assert_type(await assert_enqueued(session, AsyncSend, count=1), list[AsyncSend])
+    assert_type(await all_enqueued(session, Job), list[Job])
+    await refute_enqueued(session, SendInvoice)
