@@ -185,4 +185,7 @@ class JobDialect(ABC):
         """Return the SQLSTATE of a driver error, if there is one."""
         orig = exc.orig if isinstance(exc, DBAPIError) else exc
         state = getattr(orig, "sqlstate", None) or getattr(orig, "pgcode", None)
+        fields = orig.args[0] if orig is not None and orig.args else None
+        if isinstance(fields, dict):  # pg8000's: the fields of the server's message
+            state = fields.get("C")
         return state if isinstance(state, str) else None

@@ -20,7 +20,7 @@ from sqlalchemy import (
     literal_column,
     select,
 )
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.states import SETTLE_RULES, JobState
@@ -77,12 +77,12 @@ def naming_missing_tables(tables: JobTables) -> Iterator[None]:
     """
     try:
         yield
-    except ProgrammingError as exc:
+    except DBAPIError as exc:
         raise_if_missing(exc, tables)
         raise
 
 
-def raise_if_missing(exc: ProgrammingError, tables: JobTables) -> None:
+def raise_if_missing(exc: DBAPIError, tables: JobTables) -> None:
     """Raise `MissingTables` if *exc* says that a job table is not there."""
     state = JobDialect.sqlstate(exc)
     if state not in {"42P01", "3F000"}:

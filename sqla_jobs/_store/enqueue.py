@@ -19,7 +19,7 @@ from sqlalchemy import (
     inspect,
     select,
 )
-from sqlalchemy.exc import ProgrammingError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper, Session
 
 from sqla_jobs._core.payloads import check_size, dump
@@ -250,7 +250,7 @@ class _Writer:
         for group in groups.values():
             try:
                 self._write_group(group)
-            except ProgrammingError as exc:
+            except DBAPIError as exc:
                 raise_if_missing(exc, self.tables)
                 raise
         available = JobState.AVAILABLE.value

@@ -292,7 +292,8 @@ def test_difference_is_named(
 ) -> None:
     """With its table, what the code says, and what the database has."""
     change, words, blocking, ahead = case
-    connection.execute(text(change))
+    for statement in change.split(";"):
+        connection.execute(text(statement))
     (found,) = differences(connection, Job)
 
     schema = connection.get_execution_options()["schema_translate_map"][None]
@@ -304,12 +305,9 @@ def test_message_has_a_line_for_each_difference_and_the_commands(
     connection: Connection,
 ) -> None:
     """What is behind and what is ahead, each below the command that ends it."""
-    connection.execute(
-        text(
-            "ALTER TABLE jobs ADD later int, DROP COLUMN meta;"
-            " DROP INDEX jobs_mine_idx; CREATE INDEX by_hand ON jobs (run_at)"
-        )
-    )
+    connection.execute(text("ALTER TABLE jobs ADD later int, DROP COLUMN meta"))
+    connection.execute(text("DROP INDEX jobs_mine_idx"))
+    connection.execute(text("CREATE INDEX by_hand ON jobs (run_at)"))
     with pytest.raises(SchemaMismatch) as raised:
         check(connection, Job)
 
@@ -337,7 +335,8 @@ def test_missing_tables_are_named_with_what_else_differs(
     connection: Connection,
 ) -> None:
     """The error is both `MissingTables` and `SchemaMismatch`."""
-    connection.execute(text("DROP TABLE reports; ALTER TABLE jobs DROP COLUMN meta"))
+    connection.execute(text("DROP TABLE reports"))
+    connection.execute(text("ALTER TABLE jobs DROP COLUMN meta"))
     with pytest.raises(MissingTables) as raised:
         check(connection, Job)
 

@@ -1,0 +1,99 @@
+"""Stands between a client and the server, and loses what a test wants to be lost."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import Any
+
+from sqlalchemy import make_url
+
+CHUNK = 65536
+
+
+class Proxy:
+    """A loopback port that leads to the server of *dsn*."""
+
+    def __init__(self, dsn: str) -> None:
+        url = make_url(dsn)
+        host = url.host or url.query.get("host")
+        port = url.port or url.query.get("port") or 5432
+        self._server: Any = (host, int(str(port)))
+        if str(host).startswith("/"):
+            self._server = f"{host}/.s.PGSQL.{port}"
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.dsn = url.set(
+            host="127.0.0.1", port=self._listening.getsockname()[1], query={}
+        ).render_as_string(hide_password=False)
+        self.silent = threading.Event()
+        self.cuts: list[bool] = []
+        self.cut_after: bytes | None = None
+        self.happens = False
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._listening.close()
+        for one in self._sockets:
+            _close(one)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                server = self._connect()
+                self._sockets += [client, server]
+                for work in (self._requests, self._answers):
+                    run = threading.Thread(target=work, args=(client, server))
+                    run.daemon = True
+                    run.start()
+
+    def _connect(self) -> socket.socket:
+        if not isinstance(self._server, str):
+            return socket.create_connection(self._server)
+        made = socket.socket(socket.AF_UNIX)
+        made.connect(self._server)
+        return made
+
+    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+        marked = False
+        with contextlib.suppress(OSError):
+            while data := client.recv(CHUNK):
+                if self.cut_after is not None and not self.cuts:
+                    marked = marked or self.cut_after in data
+                    if marked and b"COMMIT" in data:
+                        self._cut(client, server, data)
+                        return
+                if not self.silent.is_set():
+                    server.sendall(data)
+        _close(server)
+
+    def _cut(self, client: socket.socket, server: socket.socket, data: bytes) -> None:
+        self.cuts.append(self.happens)
+        # Its answer goes nowhere, but says that the server is done.
+        _shut(client)
+        if self.happens:
+            server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+        else:
+            _shut(server)
+
+    def _answers(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(CHUNK):
+                if not self.silent.is_set():
+                    client.sendall(data)
+        _close(client)
+
+
+def _shut(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+
+
+def _close(one: socket.socket) -> None:
+    _shut(one)
+    one.close()
