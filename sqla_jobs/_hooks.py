@@ -21,6 +21,7 @@ from sqlalchemy.orm import (
     Session,
     SessionTransaction,
     object_session,
+    sessionmaker,
 )
 from sqlalchemy.orm.attributes import get_history
 from sqlalchemy.sql.visitors import iterate
@@ -221,6 +222,8 @@ def _sync_target(target: Any) -> Any:
         if not (isinstance(cls, type) and issubclass(cls, Session)):
             raise JobValueError(f"install({target!r}) needs a sessionmaker")
         return cls
+    if isinstance(sync, sessionmaker):
+        return sync.class_
     if made is cls:
         return sync
     if sync not in _installed:

@@ -20,6 +20,21 @@ LONGEST_SUFFIX = "_finished_v1_idx"
 KEY_SUFFIX = "_job_fkey"
 
 
+def check_bases(cls: type[Any]) -> None:
+    """
+    Refuse a pydantic model, which SQLModel's classes are.
+
+    Raises:
+        JobDefinitionError: If it is one.
+    """
+    if any("__pydantic_decorators__" in vars(base) for base in cls.__mro__[1:]):
+        raise JobDefinitionError(
+            f"{cls.__name__} is a pydantic model; JobMixin needs a declarative base."
+            " With SQLModel: class Base(DeclarativeBase): metadata = SQLModel.metadata,"
+            f" and class {cls.__name__}(JobMixin, Base)"
+        )
+
+
 def check_names(cls: type[Any]) -> None:
     """
     Refuse an attribute named like one of JobMixin.

@@ -37,6 +37,7 @@ def prepare(cls: type[Any], keywords: dict[str, Any]) -> dict[str, Any]:
     Raises:
         JobDefinitionError: If the declaration is wrong; nothing is mapped then.
     """
+    check.check_bases(cls)
     others = _keywords_of_others(cls)
     rest = {k: v for k, v in keywords.items() if k in others}
     own = {k: v for k, v in keywords.items() if k not in others}

@@ -109,9 +109,13 @@ def async_opener(
 ) -> Callable[[Attempt], AsyncSession]:
     """Return a function that opens the AsyncSession of an attempt, job attached."""
     base = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
+    options = maker.kw
+    if isinstance(base, sessionmaker):  # any callable that makes Sessions may be given
+        options = {**base.kw, **options}
+        base = base.class_
     fenced = fenced_class(base, engine)
     # An expired attribute cannot be loaded without an await.
-    options = maker.kw | {"sync_session_class": fenced, "expire_on_commit": False}
+    options = options | {"sync_session_class": fenced, "expire_on_commit": False}
 
     def open_session(attempt: Attempt) -> AsyncSession:
         session: AsyncSession = maker.class_(**options)
