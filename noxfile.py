@@ -67,6 +67,16 @@ def tests(session: nox.Session) -> None:
     session.run(*PYTEST, *session.posargs)
 
 
+@nox.session
+@nox.parametrize("driver", ["psycopg", "psycopg_async", "asyncpg", "psycopg2"])
+def drivers(session: nox.Session, driver: str) -> None:
+    """Run the tests of the protocol, the runners and the drivers on each driver."""
+    session.install("-e", ".[demo,reload]", *group("tests"))
+    folders = ["tests/conformance", "tests/drivers"]
+    folders += [] if driver == "psycopg_async" else ["tests/runner"]
+    session.run(*PYTEST, f"--driver={driver}", *(session.posargs or folders))
+
+
 @nox.session(python=OLDEST)
 def minimum(session: nox.Session) -> None:
     """Run the tests with the oldest Python and the oldest dependencies allowed."""

@@ -17,6 +17,19 @@ from tests.conformance.factories import Base, Elsewhere
 from tests.drivers.portal import portal
 
 
+CORE = {"test_settle", "test_enqueue_many"}
+"""The modules whose tests run on several drivers; --driver runs all of them on one."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the core on the drivers that most applications use."""
+    chosen = metafunc.config.getoption("driver") != "psycopg"
+    core = metafunc.module.__name__.rpartition(".")[2] in CORE
+    if core and not chosen and "engine_driver" in metafunc.fixturenames:
+        drivers = ["psycopg", "asyncpg", "psycopg2"]
+        metafunc.parametrize("engine_driver", drivers, indirect=True, scope="session")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     """Skip what starts a `Runner` where --driver leaves no sync engine for it."""

@@ -7,6 +7,7 @@ import json
 import threading
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -17,7 +18,7 @@ from tests.runner.harness import LEASE, Base, Kit, Task, wait_for
 
 UNNAMED = {
     "prepared_statement_cache_size": 0,
-    "prepared_statement_name_func": lambda: "",
+    "prepared_statement_name_func": lambda: f"s_{uuid4().hex}",
     "statement_cache_size": 0,
 }
 ENGINES: dict[str, dict[str, Any]] = {
