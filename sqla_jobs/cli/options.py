@@ -58,20 +58,30 @@ def _choice(*names: str, choices: tuple[str, ...], text: str) -> Decorator:
     return _option(*names, type=kind, from_toml=choice_of(*choices), help=text)
 
 
-target: Decorator = click.argument(
-    "target",
-    cls=Target,
-    parse=as_given,
-    from_toml=text_of,
-    shell_complete=complete_runner,
-)
-app_dir: Decorator = _option(
-    "--app-dir",
-    metavar="FOLDER",
-    parse=Path,
-    from_toml=text_of,
-    help="Import modules of this folder, not of the current one.",
-)
+def target(function: F) -> F:
+    """Give a command the argument that names the runner."""
+    argument = click.argument(
+        "target",
+        cls=Target,
+        parse=as_given,
+        from_toml=text_of,
+        shell_complete=complete_runner,
+    )
+    return argument(function)
+
+
+def app_dir(function: F) -> F:
+    """Give a command the option for the folder of the application."""
+    option = _option(
+        "--app-dir",
+        metavar="FOLDER",
+        parse=Path,
+        from_toml=text_of,
+        help="Import modules of this folder, not of the current one.",
+    )
+    given: F = option(function)
+    return given
+
 
 _OF_RUN: list[Decorator] = [
     _option(

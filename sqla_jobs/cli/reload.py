@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,17 +28,30 @@ def require_watchfiles() -> None:
         )
 
 
-def changes(folder: Path, report: Callable[[list[str]], None]) -> None:
-    """Call *report* in a thread, from now on, with the Python files that changed."""
+@contextmanager
+def changes(folder: Path, report: Callable[[list[str]], None]) -> Iterator[None]:
+    """Call *report*, in a thread, with the Python files below *folder* that change."""
     from watchfiles import PythonFilter, watch
 
+    over = threading.Event()
+
     def work() -> None:
-        for found in watch(folder, watch_filter=PythonFilter(), step=50, debounce=400):
+        for found in watch(
+            folder, watch_filter=PythonFilter(), debounce=400, stop_event=over
+        ):
             names = sorted({path for _, path in found})
             report([_shown(Path(name), folder) for name in names])
 
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     log.info("supervisor: watching %s for changes", folder)
-    threading.Thread(target=work, name="sqla-jobs-reload", daemon=True).start()
+    thread = threading.Thread(target=work, name="sqla-jobs-reload", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        # Left alone, a thread in compiled code can crash the end of the process.
+        over.set()
+        thread.join(10)
 
 
 def _shown(path: Path, folder: Path) -> str:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -83,9 +83,7 @@ class Supervisor:
         """Supervise until all is done; return the worst exit status of a child."""
         for slot in self.slots:
             slot.start_at = 0.0
-        with self._handled_signals():
-            if self.settings.reload:
-                changes(self.settings.folder, self._changed)
+        with self._handled_signals(), self._watched_files():
             while not self._over():
                 now = time.monotonic()
                 self._act(now)
@@ -264,8 +262,12 @@ class Supervisor:
             slot.process.send_signal(signal.SIGQUIT if loaded else signal.SIGKILL)
             slot.kill_at = min(slot.kill_at, now + SLACK)
 
-    def _changed(self, paths: list[str]) -> None:
-        self._events.put(Changed(paths))
+    def _watched_files(self) -> AbstractContextManager[None]:
+        if not self.settings.reload:
+            return nullcontext()
+        return changes(
+            self.settings.folder, lambda paths: self._events.put(Changed(paths))
+        )
 
 
 def _child(slot: Slot) -> str:

@@ -13,6 +13,7 @@ from tests.integration.cli.kit import APP, Invoke, Running, posix
 
 
 @posix
+@pytest.mark.slow
 def test_change_restarts_even_after_a_syntax_error(
     session: Session, start: Callable[..., Running], tmp_path: Path
 ) -> None:
