@@ -34,9 +34,15 @@ default_role = "code"
 # Other projects' objects: their inventories would need the network.
 nitpick_ignore_regex = [
     ("py:.*", r"(sqlalchemy|alembic|psycopg|typing|typing_extensions)\..*"),
-    ("py:.*", r"(collections|datetime|types|uuid|logging|asyncio|contextlib)\..*"),
+    (
+        "py:.*",
+        r"(collections|datetime|types|uuid|logging|asyncio|contextlib|pathlib)\..*",
+    ),
     ("py:class", r"(bool|bytes|dict|float|int|list|object|set|str|tuple|type|None)"),
-    ("py:(class|exc)", r"(Base)?(Exception|TypeError|ValueError|RuntimeError)"),
+    (
+        "py:(class|exc)",
+        r"(Base)?(Exception|TypeError|ValueError|RuntimeError|CommandError)",
+    ),
     # Names under TYPE_CHECKING, aliases and type variables.
     ("py:class", r"(AsyncSession|async_sessionmaker|sessionmaker|Around|OnError)"),
     ("py:class", r"sqla_jobs\.(models\.arg\.T|_hooks\._Maker)"),

@@ -176,7 +176,7 @@ def test_metadata_not_named(here: Path, template: str, message: str) -> None:
     ("value", "message"),
     [
         ("shop", "target_metadata is 'shop'; write target_metadata = "),
-        ("nowhere.models:Base", "there is no module 'nowhere' where .*prepend_sys_path"),
+        ("nowhere.models:Base", "no module 'nowhere' where .*prepend_sys_path"),
         ("shop.models:Base", "there is no module 'shop.models' where "),
         ("shop:Bass", "'shop:Bass', but .*'Bass'"),
         ("shop:number", "which is neither metadata nor has any: 5"),
