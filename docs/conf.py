@@ -36,12 +36,13 @@ nitpick_ignore_regex = [
     ("py:.*", r"(sqlalchemy|alembic|psycopg|typing|typing_extensions)\..*"),
     (
         "py:.*",
-        r"(collections|datetime|types|uuid|logging|asyncio|contextlib|pathlib)\..*",
+        r"(collections|datetime|types|uuid|logging|asyncio|contextlib)\..*",
     ),
+    ("py:.*", r"pathlib\..*|CommandError"),
     ("py:class", r"(bool|bytes|dict|float|int|list|object|set|str|tuple|type|None)"),
     (
         "py:(class|exc)",
-        r"(Base)?(Exception|TypeError|ValueError|RuntimeError|CommandError)",
+        r"(Base)?(Exception|TypeError|ValueError|RuntimeError)",
     ),
     # Names under TYPE_CHECKING, aliases and type variables.
     ("py:class", r"(AsyncSession|async_sessionmaker|sessionmaker|Around|OnError)"),

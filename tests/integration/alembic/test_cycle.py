@@ -161,6 +161,19 @@ def test_other_schemas_are_left_alone(project: Project) -> None:
     assert operations(source) == {"create_table": 5}
 
 
+def test_defaults_are_compared(project: Project) -> None:
+    """A server default that changes is seen."""
+    first, second = MetaData(), MetaData()
+    for metadata, default in [(first, "1"), (second, "2")]:
+        Table("x", metadata, Column("n", Integer, server_default=default))
+    project.models(first)
+    project.revise()
+    project.upgrade()
+    project.models(second)
+
+    assert operations(project.revise()) == {"alter_column": 1}
+
+
 def test_offline(project: Project, url: str) -> None:
     """The SQL of `upgrade --sql` makes the same tables."""
     project.models(shop(5, schema="ours"))
