@@ -62,6 +62,7 @@ _BY_TYPE: list[tuple[type[TypeEngine[Any]], dict[type[Any], Writer]]] = [
     (types.JSON, {str: _string}),
     (types.Integer, {int: str}),
     (types.Numeric, _NUMBERS),
+    (types.Float, _NUMBERS),  # no Numeric since SQLAlchemy 2.1
     (types.Boolean, {bool: _boolean}),
     (types.Date, {date: date.isoformat}),
     (INTERVAL, {timedelta: _interval}),

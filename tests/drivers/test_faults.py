@@ -186,7 +186,7 @@ def test_servers_that_refuse_connections_are_away(own: Engine) -> None:
 
 @pytest.mark.parametrize("happens", [True, False])
 def test_commit_without_an_answer_is_resolved(
-    kit: Kit, proxy: Proxy, happens: bool
+    proxy: Proxy, kit: Kit, happens: bool
 ) -> None:
     """The wire breaks at COMMIT: effects happen once, whether it arrived or not."""
     url = make_url(proxy.dsn).set(drivername=make_url(kit.dsn).drivername)
