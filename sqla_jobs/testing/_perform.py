@@ -33,6 +33,14 @@ class _RunsAsync(Protocol):
     def run(self, ctx: Any, /) -> Coroutine[Any, Any, Any]: ...
 
 
+class _Untyped: ...
+
+
+class _RunsUntyped(Protocol):
+    # Only what returns Any returns this.
+    def run(self, ctx: Any, /) -> _Untyped: ...
+
+
 class _RunsSync(Protocol):
     def run(self, ctx: Any, /) -> Any: ...
 
@@ -52,6 +60,14 @@ def perform(
     session: AsyncSession | async_scoped_session[Any],
     **options: Unpack[_Options],
 ) -> Coroutine[Any, Any, Outcome]: ...
+@overload
+def perform(  # pyright: ignore[reportOverlappingOverload] - the first match counts
+    job: _RunsUntyped,
+    /,
+    *,
+    session: Session | scoped_session[Any] | None = None,
+    **options: Unpack[_Options],
+) -> Any: ...
 @overload
 def perform(  # pyright: ignore[reportOverlappingOverload] - the first match counts
     job: _RunsAsync, /, *, session: None = None, **options: Unpack[_Options]

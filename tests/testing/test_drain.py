@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import delete
 
 from sqla_jobs import JobValueError, Retry, Snooze, claim, enqueue_many
 from sqla_jobs.testing import ManualClock, drain, run_one
@@ -102,7 +103,7 @@ def test_lost_job_is_counted_so(both: Kit) -> None:
     """A job that was deleted while it ran ended in no state."""
 
     async def handler(job: Any, ctx: Any) -> None:
-        await ok(both.session.execute(Job.__table__.delete()))
+        await ok(both.session.execute(delete(Job)))
 
     both.handle(handler)
     both.add(Task())

@@ -39,7 +39,7 @@ def app(engine: Engine) -> Iterator[Any]:
         def run(self, ctx: Any) -> str:
             """Enqueue another one, once."""
             if self.name == "Ada":
-                ctx.session.add(Greet(name="Bob"))
+                ctx.session.add(Greet(name="Bob"))  # pyright: ignore[reportCallIssue]
             ctx.checkpoint()
             return f"hello {self.name}"
 

@@ -24,7 +24,7 @@ HELPERS = {
 }
 
 
-@pytest.fixture(params=HELPERS.values(), ids=HELPERS)
+@pytest.fixture(params=HELPERS.values(), ids=list(HELPERS))
 def helper(request: pytest.FixtureRequest) -> Any:
     """Return each helper in turn, as a function of the session."""
     return request.param

@@ -118,6 +118,10 @@ class AsyncSend(AsyncJob):
         return self.to
 
 
+class Untyped(Job):
+    def run(self, ctx: Any) -> Any: ...
+
+
 job = SendInvoice(to="a")
 SendInvoice(
     to="a",
@@ -201,6 +205,7 @@ async def async_testing(session: AsyncSession) -> None:
     assert await drain(session) == {"completed": 1}
     assert_type(await perform(AsyncSend(to="a")), Outcome)
     assert_type(await perform(job, session=session), Outcome)
+    assert_type(perform(Untyped()), Any)
     assert_type(await assert_enqueued(session, SendInvoice), SendInvoice)
     assert_type(await assert_enqueued(session, AsyncSend, count=1), list[AsyncSend])
     assert_type(await all_enqueued(session, Job), list[Job])
