@@ -69,7 +69,9 @@ class JoinedAttempt(Attempt):
         """Note the savepoint that stands for the session's transaction."""
         self.check_open()
         self.began = True
-        self._name = _savepoints(connection)[0]
+        # Also called for a savepoint of the session's own, which is inside.
+        inner = [name for name in _savepoints(connection) if name not in self._outer]
+        self._name = inner[-1]
 
     @contextmanager
     def watching(self) -> Iterator[None]:
