@@ -23,7 +23,7 @@ CORE = {"test_settle", "test_enqueue_many"}
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the core on the drivers that most applications use."""
     chosen = metafunc.config.getoption("driver") != "psycopg"
-    core = metafunc.module.__name__.rpartition(".")[2] in CORE
+    core = metafunc.definition.path.stem in CORE
     if core and not chosen and "engine_driver" in metafunc.fixturenames:
         drivers = ["psycopg", "asyncpg", "psycopg2"]
         metafunc.parametrize("engine_driver", drivers, indirect=True, scope="session")

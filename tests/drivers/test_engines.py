@@ -41,7 +41,8 @@ def test_heartbeat_has_connections_of_its_own(
     """
     Base.metadata.create_all(engine)
     kit = Kit(dsn, engine, "aio-asyncpg")
-    kit.engine_options = options or {"async_creator": creator(dsn, loops := [])}
+    loops: list[int] = []
+    kit.engine_options = options or {"async_creator": creator(dsn, loops)}
     renewed = threading.Event()
 
     async def run(job: Any, ctx: Any) -> dict[str, list[int]]:

@@ -142,6 +142,7 @@ def test_stop_at_any_moment_leaves_no_connection(
             await asyncio.wait([task])
 
     asyncio.run(main())
+    left = None
     with engine.connect() as connection:
         for _ in range(1000):
             left = connection.execute(query, {"mark": mark}).scalar()

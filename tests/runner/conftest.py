@@ -29,9 +29,9 @@ def tables(engine: Engine) -> Engine:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test in all shells, the core of them on all drivers."""
-    driver = metafunc.config.getoption("driver")
+    driver = str(metafunc.config.getoption("driver"))
     shells = SHELLS[driver]
-    if driver == "psycopg" and metafunc.module.__name__.rpartition(".")[2] in CORE:
+    if driver == "psycopg" and metafunc.definition.path.stem in CORE:
         shells = [shell for each in SHELLS.values() for shell in each]
     for name in {"kit", "own"} & set(metafunc.fixturenames):
         metafunc.parametrize(name, shells, indirect=True)
@@ -39,7 +39,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def shell_of(request: pytest.FixtureRequest, shell: str) -> str:
     """Return the first of the driver's shells that is like *shell*."""
-    driver = request.config.getoption("driver")
+    driver = str(request.config.getoption("driver"))
     for found in SHELLS[driver]:
         if found.startswith(shell):
             return found
