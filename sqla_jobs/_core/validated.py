@@ -296,10 +296,10 @@ def _field_names(value: Any) -> list[str]:
 
 def _problems(error: Exception) -> str:
     """Return what the library found, at most `MOST_PROBLEMS`; not the whole input."""
-    errors = getattr(error, "errors", None)
+    errors: Any = getattr(error, "errors", None)
     if not callable(errors):
         return _one_line(error_text(error))
-    found = errors(include_url=False, include_context=False, include_input=False)
+    found: Any = errors(include_url=False, include_context=False, include_input=False)
     shown = [_problem(one) for one in found[:MOST_PROBLEMS]]
     if len(found) > MOST_PROBLEMS:
         shown.append(f"and {len(found) - MOST_PROBLEMS} more")

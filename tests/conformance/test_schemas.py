@@ -237,7 +237,7 @@ def test_names_that_the_database_would_cut_are_refused() -> None:
 def tenants(engine: Engine, schemas: Callable[[], str]) -> tuple[list[Engine], Made]:
     """Return the engines of two tenants of one application, with their tables."""
     made = job_classes(plain())
-    engines = [
+    engines: list[Engine] = [
         engine.execution_options(schema_translate_map={None: schemas()})
         for _ in range(2)
     ]

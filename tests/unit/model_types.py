@@ -211,6 +211,7 @@ class Holder(msgspec.Struct):
     inner: Narrow
 
 
+OPTIONAL_PET: Any = Pet | None  # pyright: ignore[reportOperatorIssue]
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 PARIS = Place(city="Paris", postCode="75001")
 
@@ -221,7 +222,7 @@ STORED: list[tuple[Any, Any, Any]] = [
     (list[Place], [PARIS], [{"city": "Paris", "postCode": "75001"}]),
     (Pet, Dog(name="Rex"), {"kind": "dog", "name": "Rex"}),
     (list[Pet], [Cat(name="a")], [{"kind": "cat", "name": "a"}]),
-    (Pet | None, None, None),
+    (OPTIONAL_PET, None, None),
     (Annotated[Cat | Dog | None, Field(discriminator="kind")], None, None),
     (Box[int], Box[int](item=1), {"item": 1}),
     (Tree, Tree(branches=[Tree()]), {"branches": [{"branches": []}]}),

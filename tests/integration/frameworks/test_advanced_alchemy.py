@@ -92,7 +92,7 @@ def test_jobs_run_in_sessions_of_its_config(url: str) -> None:
     )
 
     async def run() -> None:
-        maker = install(config.create_session_maker())
+        maker: Any = install(config.create_session_maker())
         async with config.get_engine().begin() as connection:
             await connection.run_sync(Job.metadata.create_all)
         async with maker() as session:
@@ -125,8 +125,9 @@ def test_jobs_run_in_sessions_of_its_config(url: str) -> None:
 def test_tables_are_named_as_it_names_them() -> None:
     """Its bases name tables after classes; kinds of jobs share the job table."""
     assert Greet.__table__ is Job.__table__
-    assert Import.__table__.name == "imports"
-    assert Job.__table__.primary_key.name == "pk_jobs"
+    tables: Any = (Import.__table__, Job.__table__)
+    assert tables[0].name == "imports"
+    assert tables[1].primary_key.name == "pk_jobs"
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -23,6 +23,7 @@ from sqla_jobs import (
     enqueue_many,
 )
 from tests.unit.model_types import (
+    NOON,
     PARIS,
     VALUES,
     Box,
@@ -212,9 +213,7 @@ def test_default_model_is_made_for_each_job(engine: Engine) -> None:
     class Late(Job):
         """A kind with a model as its default."""
 
-        meeting: Arg[Meeting] = arg(
-            default_factory=lambda: Meeting(datetime(2026, 1, 1))
-        )
+        meeting: Arg[Meeting] = arg(default_factory=lambda: Meeting(NOON))
 
     with Session(engine) as session:
         job = Late()

@@ -26,7 +26,7 @@ from sqlmodel import Field, Session, SQLModel, select  # noqa: E402
 class Invoice(SQLModel, table=True):
     """A table of the application's."""
 
-    __tablename__ = "invoices"
+    __tablename__ = "invoices"  # pyright: ignore[reportAssignmentType]
 
     id: int | None = Field(default=None, primary_key=True)
     title: str
@@ -90,7 +90,7 @@ def test_jobs_belong_to_tables_of_sqlmodel(engine: Engine) -> None:
     with Session(engine) as session:
         titles = session.exec(select(Invoice.title).order_by(Invoice.title)).all()
         assert titles == ["One Hi", "Two Ho"]
-        jobs = session.exec(select(SendInvoice).order_by(SendInvoice.id)).all()  # type: ignore[call-overload]
+        jobs = session.exec(select(SendInvoice).order_by(SendInvoice.id)).all()
         assert [job.state for job in jobs] == ["completed", "completed"]
         assert jobs[1].result == {"text": "Ho", "tags": []}
 
@@ -105,8 +105,10 @@ def test_jobs_belong_to_tables_of_sqlmodel(engine: Engine) -> None:
 )
 def test_job_mixin_on_a_sqlmodel_class_is_refused(bases: Any, keywords: Any) -> None:
     """The error shows the base to write instead."""
+    metaclass: Any = type(SQLModel)
+
     with pytest.raises(JobDefinitionError, match=r"metadata = SQLModel\.metadata"):
-        type(SQLModel)("Wrong", bases, {"__module__": __name__}, **keywords)
+        metaclass("Wrong", bases, {"__module__": __name__}, **keywords)
 
 
 def test_row_of_sqlmodel_is_no_argument() -> None:
