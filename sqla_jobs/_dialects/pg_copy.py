@@ -64,7 +64,9 @@ def _statement(connection: Connection, columns: Sequence[Column[Any]]) -> str:
     table: Any = columns[0].table
     prepare = connection.dialect.identifier_preparer
     names = ", ".join(map(prepare.format_column, columns))
-    return f"COPY {_table_name(connection, table)} ({names}) FROM STDIN"
+    statement = f"COPY {_table_name(connection, table)} ({names}) FROM STDIN"
+    # Doubled for a statement with parameters, which this is not.
+    return statement.replace("%%", "%") if prepare._double_percents else statement
 
 
 def _table_name(connection: Connection, table: Table) -> str:
@@ -148,7 +150,13 @@ def _asyncpg(
         format="text",
         encoding="utf-8",
     )
-    await_only(copying)
+    try:
+        await_only(copying)
+    except Exception as exc:
+        # Not the server's word: a connection lost in the middle is left unusable.
+        if getattr(exc, "sqlstate", None) is None:
+            driver.terminate()
+        raise
     return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Column, Connection, Index, Table, UniqueConstraint
@@ -137,7 +137,7 @@ class Side:
     def _indexes(self, found: FoundTable, dialect: JobDialect) -> Iterator[Difference]:
         rest = dict(found.indexes)
         for index in sorted(self.table.indexes, key=lambda index: str(index.name)):
-            own, name = is_own_index(index), index_name(index, self.sql)
+            own, name = is_own_index(index), self._index_name(index, rest)
             has = rest.pop(name, None)
             if has is None:
                 yield self._behind(f"index {name} is missing", blocking=own)
@@ -156,6 +156,14 @@ class Side:
                 yield self._behind(f"the unique constraint on {listed} is missing")
         for name in rest:
             yield self._ahead(f"the code has no index {name}")
+
+    def _index_name(self, index: Index, found: Mapping[str, FoundIndex]) -> str:
+        """Return the name of *index*; under some conventions the database gave it."""
+        if index.name is not None:
+            return index_name(index, self.sql)
+        keys = keys_of(index)
+        alike = [name for name, one in found.items() if one.keys == keys]
+        return alike[0] if alike else f"on {keys_text(keys or ())}"
 
     def _foreign_keys(self, found: FoundTable) -> Iterator[Difference]:
         code = {

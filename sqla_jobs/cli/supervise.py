@@ -187,7 +187,7 @@ class Supervisor:
             self._worst = max(self._worst, exit_status(status))
             if not self._proven:
                 self._give_up(1)
-        elif not self._proven:  # what the first could not load, no other can
+        elif not self._proven and status >= 0:  # what one cannot load, no other can
             self._give_up(exit_status(status) or 1)
         else:
             self._again(slot, now, pause)

@@ -82,8 +82,13 @@ def check_table_name(owner: str, name: str, suffix: str) -> None:
     Check that *name*, with the suffix of an index or constraint, is not cut.
 
     Raises:
-        JobDefinitionError: If it would be: two cut names may be the same.
+        JobDefinitionError: If it would be: two cut names may be the same. Or if it
+            has a "%", which drivers and DDL take for a placeholder.
     """
+    if "%" in name:
+        raise JobDefinitionError(
+            f"{owner}.__tablename__ = {name!r} has a '%'; call it something else"
+        )
     size, most = len(name.encode()), MAX_IDENTIFIER - len(suffix)
     if size > most:
         raise JobDefinitionError(

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, event, inspect
-from sqlalchemy.orm import Mapper, Session, sessionmaker
+from sqlalchemy.orm import Mapper, Session, scoped_session, sessionmaker
 
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.runner.control import bind_of
@@ -62,8 +62,10 @@ def engine_of(maker: sessionmaker[Any], root: type[Any]) -> Engine:
         JobValueError: If *maker* is no sessionmaker, or not bound to an Engine.
     """
     if not isinstance(maker, sessionmaker):
+        scoped = isinstance(maker, scoped_session)
+        hint = "; take the one in it, its session_factory" if scoped else ""
         raise JobValueError(
-            f"a Runner needs a sqlalchemy.orm.sessionmaker, got {maker!r}"
+            f"a Runner needs a sqlalchemy.orm.sessionmaker, got {maker!r}{hint}"
         )
     with maker() as session:
         engine = bind_of(session, root)

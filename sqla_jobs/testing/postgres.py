@@ -90,8 +90,11 @@ class DatabaseServer:
     def temporary_database(self, prefix: str = "sqla_jobs") -> Iterator[str]:
         """Yield the URL of a new database with a unique name; drop it at the end."""
         name = f"{prefix}_{secrets.token_hex(4)}"
-        yield self.create_database(name)
-        self.drop_database(name)
+        dsn = self.create_database(name)
+        try:
+            yield dsn
+        finally:
+            self.drop_database(name)
 
     def _administer(self, statement: LiteralString, name: str) -> None:
         # Imported late: libpq is not needed to start or stop a server.

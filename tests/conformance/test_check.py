@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import pickle
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
@@ -605,17 +604,27 @@ def test_few_statements_whatever_the_number_of_tables(connection: Connection) ->
     assert len(seen) == 3
 
 
-@pytest.mark.timing
-def test_it_takes_milliseconds(connection: Connection) -> None:
-    """A runner may do it at each start."""
-    check(connection, Job)
+def test_index_without_a_name_is_known_by_its_columns(engine: Engine) -> None:
+    """A naming convention without "ix" leaves the name to the database."""
 
-    def timed() -> float:
-        start = time.perf_counter()
-        check(connection, Job)
-        return time.perf_counter() - start
+    class Plain(DeclarativeBase):
+        metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s"})
 
-    assert min(timed() for _ in range(5)) < 0.05
+    class Root(JobMixin, Plain):
+        __tablename__ = "unnamed"
+
+    class Numbered(Root, kind="numbered"):
+        number: Mapped[int | None]
+
+    with engine.connect() as connection:
+        Plain.metadata.create_all(connection)
+        Index(None, Root.__table__.c.number)
+        (found,) = differences(connection, Root)
+        assert found.text == "index on number is missing"
+
+        connection.execute(text("CREATE INDEX ON unnamed (number)"))
+
+        check(connection, Root)
 
 
 @pytest.mark.parametrize("work", ["claim", "enqueue_many"])

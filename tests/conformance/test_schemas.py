@@ -230,6 +230,12 @@ def test_names_that_the_database_would_cut_are_refused() -> None:
         type("Import", (root,), {"__tablename__": "x" * 55})
 
 
+def test_name_with_a_percent_sign_is_refused() -> None:
+    """Drivers take it for a placeholder, each in its own way."""
+    with pytest.raises(JobDefinitionError, match=r"'a%b' has a '%'"):
+        job_classes(plain(), "a%b")
+
+
 # Tenants
 
 

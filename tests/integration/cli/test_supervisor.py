@@ -73,6 +73,18 @@ def test_dead_child_is_replaced(
     assert state_of(session, job) is JobState.COMPLETED
 
 
+def test_child_that_is_killed_while_it_loads_is_replaced(start: Start) -> None:
+    """That says nothing of what it loads, as an error would."""
+    running = start("run", "app:runner", "--processes", "2")
+
+    os.kill(started(running, 1), signal.SIGKILL)
+    running.wait_for("starting child 1 again in 1 s")
+    started(running, 1)
+    running.process.terminate()
+
+    assert running.end() == 0, running.output
+
+
 @pytest.mark.slow
 def test_hangup_replaces_all_children(session: Session, start: Start) -> None:
     """After SIGHUP each child ends gracefully, and another takes its place."""
