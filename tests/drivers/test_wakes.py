@@ -131,7 +131,7 @@ def test_stop_at_any_moment_leaves_no_connection(
         assert listener is not None
         steps, listening = 0, False
         while not listening:
-            steps += 1
+            steps += 1 + steps // 8
             woken = asyncio.Event()
             work = listener.listen_async(own, "leak", woken.set)
             task = asyncio.ensure_future(work)
