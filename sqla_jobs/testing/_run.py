@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -157,10 +157,15 @@ class _Drained:
         self.limit, self.early = limit, early
         self.states: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
+        self.benches: list[Bench] = []
 
-    def next(self, benches: list[Bench]) -> tuple[Bench, JoinedAttempt] | None:
+    def next(
+        self, session: Session, wanted: Wanted, outer: AsyncSession | None
+    ) -> tuple[Bench, JoinedAttempt] | None:
         """Return the next attempt, None without one."""
         __tracebackhide__ = True
+        # Each time: what ran may have enqueued in another job table.
+        benches = self.benches = _benches(session, wanted, outer, self.benches)
         found = next_attempt(benches)
         hurried = found is None and [bench.hurry(self.early) for bench in benches]
         if hurried and any(hurried):
@@ -188,10 +193,15 @@ def next_attempt(benches: list[Bench]) -> tuple[Bench, JoinedAttempt] | None:
 
 
 def _benches(
-    session: Session, wanted: Wanted, outer: AsyncSession | None
+    session: Session,
+    wanted: Wanted,
+    outer: AsyncSession | None,
+    known: Sequence[Bench] = (),
 ) -> list[Bench]:
+    """Return one for each job table, of those *known* the same; jobs may add tables."""
+    made = {bench.tables: bench for bench in known}
     tables = tables_of(session, wanted)
-    return [Bench(session, one, wanted, outer) for one in tables]
+    return [made.get(one) or Bench(session, one, wanted, outer) for one in tables]
 
 
 @contextmanager
@@ -215,8 +225,7 @@ def _run_one(session: Session, wanted: Wanted) -> JobState | None:
 def _drain(session: Session, wanted: Wanted, drained: _Drained) -> dict[str, int]:
     __tracebackhide__ = True
     with _showing(session):
-        benches = _benches(session, wanted, None)
-        while found := drained.next(benches):
+        while found := drained.next(session, wanted, None):
             bench, attempt = found
             drained.note(attempt, bench.settle(attempt, bench.run(attempt)))
     return dict(drained.states)
@@ -236,9 +245,8 @@ async def _adrain(
     session: AsyncSession, wanted: Wanted, drained: _Drained
 ) -> dict[str, int]:
     __tracebackhide__ = True
-    benches = await session.run_sync(_benches, wanted, session)
     try:
-        while found := await session.run_sync(lambda _: drained.next(benches)):
+        while found := await session.run_sync(drained.next, wanted, session):
             drained.note(found[1], await _aend(session, *found))
     finally:
         await session.run_sync(show_new_values, reload=True)

@@ -490,6 +490,32 @@ def test_two_job_tables(both: Kit) -> None:
     assert both.call(drain) == {"completed": 2}
 
 
+def test_job_table_that_a_handler_uses(both: Kit) -> None:
+    """A handler may enqueue in a table that the test has not used."""
+
+    async def handler(job: Any, ctx: Any) -> None:
+        ctx.session.add(OtherTask())
+
+    both.handle(handler)
+    both.add(Task())
+
+    assert both.call(drain) == {"completed": 2}
+
+
+def test_job_is_read_after_a_checkpoint(both: Kit) -> None:
+    """The job's attributes can be read after a commit, also without an await."""
+
+    async def handler(job: Any, ctx: Any) -> int:
+        await ok(ctx.checkpoint())
+        return int(job.n)
+
+    both.handle(handler)
+    job = both.add(Task(n=3))
+
+    assert both.call(run_one) == "completed"
+    assert job.result == 3
+
+
 def test_unknown_table_is_asked_for(both: Kit) -> None:
     """A session that enqueued nothing cannot tell which table is meant."""
     with pytest.raises(JobValueError, match=r"cannot tell.*give its class: run_one"):
