@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, Table
 
 from sqla_jobs._dialects import JobDialect, dialect_of
-from sqla_jobs._store.differences import other_where, where_of
+from sqla_jobs._store.differences import name_of, other_where, where_of
 from sqla_jobs.errors import UnsupportedDialect
 from sqla_jobs.models.columns import is_hot, storage_changes
 
@@ -48,10 +48,9 @@ def _compare_storage(
 ) -> None:
     from sqla_jobs.alembic.operations import StorageOp
 
-    quoting = connection.dialect.identifier_preparer
-    schema = table.schema or connection.dialect.default_schema_name or ""
-    name = f"{quoting.quote_schema(schema)}.{quoting.quote(table.name)}"
-    stored = {} if new else dialect.read_tables(connection, [name])[name].storage
+    name = name_of(table, connection)
+    has = None if new else dialect.read_tables(connection, [name]).get(name)
+    stored = has.storage if has else {}
     changed = storage_changes(table, stored)
     if changed:
         changes.ops.append(StorageOp.of(table, changed))
