@@ -148,6 +148,16 @@ def test_clock_is_given_by_keyword(both: Kit) -> None:
     assert both.call(run_one, clock=clock) == "completed"
 
 
+def test_clock_goes_on_with_the_databases(both: Kit) -> None:
+    """A clock in use is not behind rows that are written later."""
+    clock = ManualClock()
+    both.add(Always(n=1))
+    assert both.call(drain, clock=clock) == {"completed": 1}
+    both.add(Always(n=2, delay=timedelta(microseconds=1)))
+
+    assert both.call(drain, clock=clock) == {"completed": 1}
+
+
 def test_backoff_goes_by_the_clock(both: Kit) -> None:
     """A failed job is due again after its backoff, by the clock."""
 

@@ -86,7 +86,9 @@ class AsyncUnit(NoTable, kind="async_unit"):
 
 
 class Handled(NoTable, kind="handled"):
-    """A job whose handler is a function."""
+    """A job whose handler is a function, which does not look at its argument."""
+
+    n: Arg[int] = arg(default=0)
 
 
 @handles(Handled)
@@ -135,10 +137,10 @@ def test_result_must_be_json() -> None:
 
 def test_arguments_must_decode() -> None:
     """A job whose payload is of another type is refused before the handler runs."""
-    job = Unit()
+    job = Handled()
     job.payload = {"n": "three"}
 
-    with pytest.raises(PayloadError, match=r"Unit\.n"):
+    with pytest.raises(PayloadError, match=r"Handled\.n"):
         perform(job)
 
 
