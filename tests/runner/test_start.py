@@ -14,7 +14,7 @@ from tests.runner.harness import Base, Kit, Task, ok
 
 
 @pytest.fixture(scope="module")
-def own(sqla_jobs_server: DatabaseServer) -> Iterator[Engine]:
+def database(sqla_jobs_server: DatabaseServer) -> Iterator[Engine]:
     """Yield an engine on a database of this module, with the application's tables."""
     with sqla_jobs_server.temporary_database("start") as dsn:
         engine = create_engine(dsn)
@@ -24,11 +24,11 @@ def own(sqla_jobs_server: DatabaseServer) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def changed(own: Engine, kit: Kit) -> Iterator[Kit]:
+def changed(database: Engine, kit: Kit) -> Iterator[Kit]:
     """Yield the application on that database, which is put right afterwards."""
-    kit.dsn = own.url.render_as_string(hide_password=False)
+    kit.dsn = database.url.render_as_string(hide_password=False)
     yield kit
-    with own.begin() as connection:
+    with database.begin() as connection:
         Base.metadata.drop_all(connection)
         Base.metadata.create_all(connection)
 
@@ -45,11 +45,11 @@ def change(engine: Engine, statements: str) -> None:
 
 @pytest.mark.parametrize("verb", ["run", "run_until_idle", "run_one", "start"])
 def test_database_behind_the_code_is_refused(
-    changed: Kit, own: Engine, verb: str
+    changed: Kit, database: Engine, verb: str
 ) -> None:
     """However it is started, the difference is named, with the command."""
     changed.handle(nothing)
-    change(own, "ALTER TABLE jobs DROP COLUMN progress, ADD by_hand int")
+    change(database, "ALTER TABLE jobs DROP COLUMN progress, ADD by_hand int")
     with pytest.raises(SchemaMismatch) as raised:
         changed.call(verb)
 
@@ -72,13 +72,13 @@ HARMLESS = {
 
 @pytest.mark.parametrize("case", HARMLESS.values(), ids=HARMLESS)
 def test_harmless_difference_is_one_warning(
-    changed: Kit, own: Engine, case: tuple[str, str], caplog: pytest.LogCaptureFixture
+    changed: Kit, database: Engine, case: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Jobs run; a runner says once what differs, however often it is started."""
     changed.handle(nothing)
     statement, words = case
-    change(own, statement)
-    change(own, f"INSERT INTO jobs (kind) VALUES ('{Task.__job_options__.kind}')")
+    change(database, statement)
+    change(database, f"INSERT INTO jobs (kind) VALUES ('{Task.__job_options__.kind}')")
 
     async def use(runner: object) -> None:
         for _ in range(2):
@@ -87,7 +87,7 @@ def test_harmless_difference_is_one_warning(
     with caplog.at_level(logging.WARNING, "sqla_jobs"):
         changed.with_runner(use)
 
-    with own.connect() as connection:
+    with database.connect() as connection:
         assert connection.scalar(text("SELECT state FROM jobs")) == "completed"
     (warning,) = [m for m in caplog.messages if "differ from the code" in m]
     assert words in warning
