@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -33,9 +34,17 @@ FLOOR = nox.project.python_versions(PROJECT)[0]
 # `minimum` wants the oldest Python; the others take the one that runs nox.
 OLDEST = None if sys.version_info[:2] == (3, int(FLOOR.split(".")[1])) else FLOOR
 
-# A process per core, each with a server of its own; the blocks of a document share
-# names, so a file stays in one process.
-PYTEST = ("python", "-m", "pytest", "-n", "auto", "--dist", "loadfile")
+# A process per core and one more, since tests also wait; each has a server of its own.
+# The blocks of a document share names, so a file stays in one process.
+WORKERS = (os.cpu_count() or 1) + 1
+PYTEST = ("python", "-m", "pytest", "-n", str(WORKERS), "--dist", "loadfile")
+
+# What versions of the dependencies can break.
+DEPENDENT = (
+    *("tests/conformance", "tests/runner", "tests/drivers", "tests/testing"),
+    *("tests/unit", "tests/integration/alembic", "tests/integration/frameworks"),
+    *("tests/integration/cli/test_cli.py", "-m", "not slow"),
+)
 
 SHIPPED = {
     "sqla_jobs/__init__.py",
@@ -90,7 +99,7 @@ def minimum(session: nox.Session) -> None:
     session.install(
         "-e", ".[demo,reload]", *group("tests"), "--constraint", str(oldest)
     )
-    session.run(*PYTEST, *(session.posargs or ["tests", "-m", "not slow"]))
+    session.run(*PYTEST, *(session.posargs or DEPENDENT))
 
 
 @nox.session

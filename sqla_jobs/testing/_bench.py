@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypedDict
 from uuid import UUID, uuid4
 
 from sqlalchemy import inspect
-from sqlalchemy.exc import DataError, IntegrityError, InvalidRequestError
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_jobs._core.options import unknown
@@ -168,10 +168,13 @@ class Bench:
         if settlement is not None:
             try:
                 self._write(attempt, settlement)
-            except (DataError, IntegrityError) as exc:
+            except Exception as exc:
+                if not self.joint.dialect.is_refusal(exc):
+                    raise
                 # As a runner does: a value that no database takes is a failure.
                 attempt.error = exc
-                self._write(attempt, settle_error(attempt.facts, exc.orig or exc))
+                cause = getattr(exc, "orig", None) or exc
+                self._write(attempt, settle_error(attempt.facts, cause))
         state = self.joint.run(
             partial(
                 settled_state,

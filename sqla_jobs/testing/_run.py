@@ -130,7 +130,8 @@ def drain(
         with_retries: Likewise jobs that wait out their backoff. Default False.
 
     Returns:
-        How many attempts ended in each state: ``{"completed": 2, "retryable": 1}``.
+        How many attempts ended in each state, as in
+        ``{"completed": 2, "retryable": 1}``.
 
     Raises:
         AssertionError: If more jobs than *limit* are due.

@@ -471,7 +471,10 @@ def test_no_feature_of_models_is_a_false_alarm(
 
 def test_table_of_the_same_name_elsewhere_is_not_taken_for_it(engine: Engine) -> None:
     """A tenant without tables lacks them, whatever the default schema has."""
+    schema = f"check_{uuid4().hex[:12]}"
     with engine.connect() as connection:
+        connection.execute(CreateSchema(schema))
+        connection.execute(text(f"SET search_path TO {schema}"))
         Base.metadata.create_all(connection)
         check(connection, Job)
         connection.execution_options(schema_translate_map={None: "nowhere"})

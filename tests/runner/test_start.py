@@ -72,7 +72,10 @@ HARMLESS = {
 
 @pytest.mark.parametrize("case", HARMLESS.values(), ids=HARMLESS)
 def test_harmless_difference_is_one_warning(
-    changed: Kit, database: Engine, case: tuple[str, str], caplog: pytest.LogCaptureFixture
+    changed: Kit,
+    database: Engine,
+    case: tuple[str, str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Jobs run; a runner says once what differs, however often it is started."""
     changed.handle(nothing)

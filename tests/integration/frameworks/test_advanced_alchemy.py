@@ -42,13 +42,15 @@ ALL = sorted(
 
 
 class Job(JobMixin, bases.DefaultBase):
-    """The job system, in advanced-alchemy's registry."""
+    """The job system, in advanced-alchemy's registry, which the process shares."""
 
-    __tablename__ = "jobs"
+    __tablename__ = "alchemy_jobs"
 
 
 class Author(bases.UUIDAuditBase):
     """A table of the application's."""
+
+    __tablename__ = "alchemy_authors"
 
     name: Mapped[str]
 
@@ -127,7 +129,7 @@ def test_tables_are_named_as_it_names_them() -> None:
     assert Greet.__table__ is Job.__table__
     tables: Any = (Import.__table__, Job.__table__)
     assert tables[0].name == "imports"
-    assert tables[1].primary_key.name == "pk_jobs"
+    assert tables[1].primary_key.name == "pk_alchemy_jobs"
 
 
 @pytest.mark.parametrize("name", ALL)

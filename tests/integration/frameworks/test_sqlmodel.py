@@ -48,7 +48,7 @@ class Base(DeclarativeBase):
 class Job(JobMixin, Base):
     """The job system."""
 
-    __tablename__ = "jobs"
+    __tablename__ = "model_jobs"
 
 
 class SendInvoice(Job):
