@@ -107,12 +107,11 @@ def test_hangup_replaces_all_children(session: Session, start: Start) -> None:
 # Stops
 
 
-@BOTH
 def test_first_signal_drains_all(
-    app: ModuleType, session: Session, start: Start, *, target: str, kind: str
+    app: ModuleType, session: Session, start: Start
 ) -> None:
     """SIGTERM for the supervisor: jobs in all children end, the status is 0."""
-    running, jobs = two_waiting(app, session, start, target=target, kind=kind)
+    running, jobs = two_waiting(app, session, start, target="app:runner", kind="Wait")
 
     running.process.terminate()
     running.wait_for("stopping, jobs may run on", times=2)
@@ -140,9 +139,8 @@ def test_second_signal_hands_back_in_all(
 @pytest.mark.parametrize(
     ("target", "kind", "number"),
     [
-        ("app:runner", "Wait", signal.SIGINT),
-        ("app:arunner", "AsyncWait", signal.SIGINT),
         ("app:runner", "Wait", signal.SIGTERM),
+        ("app:arunner", "AsyncWait", signal.SIGINT),
     ],
 )
 def test_signal_for_the_whole_group_counts_once(
