@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
+import msgspec
+import pydantic
 from sqlalchemy import ForeignKey, select, update
 from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession
 from sqlalchemy.orm import (
@@ -210,3 +212,22 @@ async def async_testing(session: AsyncSession) -> None:
     assert_type(await assert_enqueued(session, AsyncSend, count=1), list[AsyncSend])
     assert_type(await all_enqueued(session, Job), list[Job])
     await refute_enqueued(session, SendInvoice)
+
+
+class Address(pydantic.BaseModel):
+    city: str
+
+
+class Point(msgspec.Struct):
+    x: int
+
+
+class Ship(Job, kind="ship"):
+    to: Arg[Address]
+    via: Arg[list[Point]] = arg(default_factory=list)
+
+
+ship = Ship(to=Address(city="Bern"), via=[Point(x=1)])
+assert_type(ship.to, Address)
+assert_type(ship.to.city, str)
+assert_type(ship.via, list[Point])
