@@ -22,6 +22,7 @@ RECONNECT = exponential(
 """The delay before the next try to connect."""
 
 STOP_TIMEOUT = 2.0
+CANCEL_TIMEOUT = 5.0  # longer than a listener takes that is still connecting
 
 
 class Listener(Protocol):
@@ -171,9 +172,10 @@ class ListenerTask:
 
     async def stop(self) -> None:
         """Stop listening and close the connection."""
-        if self._task is not None:
+        while self._task is not None and not self._task.done():
+            # Again, since psycopg 3.2.1, cancelled in a statement, may wait for ever.
             self._task.cancel()
-            await asyncio.wait([self._task])
+            await asyncio.wait([self._task], timeout=CANCEL_TIMEOUT)
         self._health.healthy = False
 
     async def _run(self) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
-from sqla_jobs._notify import connect, listener_for
+from sqla_jobs._notify import ListenerTask, connect, listener_for
 from sqla_jobs._store import wake
 from tests.drivers.proxy import Proxy
 from tests.runner.harness import Kit, Task
@@ -133,13 +133,12 @@ def test_stop_at_any_moment_leaves_no_connection(
         while not listening:
             steps += 1 + steps // 8
             woken = asyncio.Event()
-            work = listener.listen_async(own, "leak", woken.set)
-            task = asyncio.ensure_future(work)
+            task = ListenerTask(listener, own, "leak", on_wake=woken.set)
+            task.start()
             for _ in range(steps):
                 await asyncio.sleep(0)
             listening = woken.is_set()
-            task.cancel()
-            await asyncio.wait([task])
+            await task.stop()
 
     asyncio.run(main())
     left = None
