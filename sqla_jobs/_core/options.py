@@ -17,6 +17,9 @@ MIN_LEASE = timedelta(seconds=3)
 MAX_NAME_BYTES = 200
 """The longest name of a queue, channel or kind, in bytes of UTF-8."""
 
+CONFLICT_POLICIES = ("raise", "skip", "replace", "return")
+"""What an enqueue may do when a live job has the same unique key."""
+
 SMALLINT = range(-32768, 32768)
 INTEGER = range(1, 2**31)
 
@@ -30,6 +33,8 @@ class Retention:
         completed: Default 1 day.
         cancelled: Default 7 days.
         discarded: The dead letters; default None.
+        archive: Whether old jobs move to the archive table instead of being deleted;
+            default False.
 
     Raises:
         JobValueError: If a duration is negative or no timedelta.
@@ -38,6 +43,7 @@ class Retention:
     completed: timedelta | None = timedelta(days=1)
     cancelled: timedelta | None = timedelta(days=7)
     discarded: timedelta | None = None
+    archive: bool = False
 
     def __post_init__(self) -> None:
         for name in ("completed", "cancelled", "discarded"):
@@ -67,6 +73,13 @@ class ClassOptions:
         lease: 3 s or more; default None, the runner's.
         retention: How long final jobs are kept.
         load: Relationships to load when a runner hands the job to its handler.
+        ordered: Whether jobs run one at a time in send order, in each queue and
+            channel; default False.
+        unique: What the unique key is made of: ``"args"``, ``"queue"``,
+            ``"channel"``, and names of arguments or columns; default nothing.
+        on_conflict: What an enqueue does when a live job has the same unique key:
+            ``"raise"``, ``"skip"``, ``"replace"`` or ``"return"``; default "raise".
+        batch: Most jobs that ``run_many`` gets at once, 1 or more; default 100.
     """
 
     kind: str | None = None
@@ -79,6 +92,10 @@ class ClassOptions:
     lease: timedelta | None = None
     retention: Retention = field(default_factory=Retention)
     load: tuple[str, ...] = ()
+    ordered: bool = False
+    unique: tuple[str, ...] = ()
+    on_conflict: str = "raise"
+    batch: int = 100
 
 
 DEFAULTS = ClassOptions()
@@ -145,6 +162,8 @@ def _checked_one(name: str, key: str, value: Any) -> Any:
         value = Retention(completed=value)
     if key == "load":
         return _names_to_load(name, value)
+    if key == "unique":
+        value = (value,) if isinstance(value, str) else tuple(value)
     problem = problem_of(key, value)
     if problem:
         raise JobDefinitionError(f"{name}: {key}={value!r} {problem}")
@@ -238,6 +257,22 @@ def _retention_problem(value: Any) -> str | None:
     return "must be a Retention, or a timedelta for completed jobs"
 
 
+def _ordered_problem(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "must be True or False"
+
+
+def _unique_problem(value: Any) -> str | None:
+    if value and all(isinstance(one, str) and one for one in value):
+        return None
+    return "must name what makes a job unique, e.g. unique=('args',)"
+
+
+def _conflict_problem(value: Any) -> str | None:
+    if value in CONFLICT_POLICIES:
+        return None
+    return f"must be one of {', '.join(map(repr, CONFLICT_POLICIES))}"
+
+
 _CHECKS = {
     "kind": _name_problem,
     "queue": _name_problem,
@@ -248,4 +283,10 @@ _CHECKS = {
     "lease": _lease_problem,
     "backoff": _backoff_problem,
     "retention": _retention_problem,
+    "ordered": _ordered_problem,
+    "unique": _unique_problem,
+    "unique_key": _name_problem,
+    "fingerprint": _name_problem,
+    "on_conflict": _conflict_problem,
+    "batch": _attempts_problem,
 }

@@ -12,6 +12,7 @@ class JobState(StrEnum):
     AVAILABLE = "available"  # may be claimed
     RUNNING = "running"  # leased by one attempt
     RETRYABLE = "retryable"  # failed, waits out its backoff
+    HELD = "held"  # two-phase: has its place, is not yet confirmed by its owner
     COMPLETED = "completed"
     CANCELLED = "cancelled"
     DISCARDED = "discarded"  # the dead letters
@@ -31,6 +32,11 @@ TRANSITIONS: dict[JobState, dict[JobState, str]] = {
         S.AVAILABLE: "release, rescue",
     },
     S.RETRYABLE: {S.AVAILABLE: "stage", S.CANCELLED: "cancel"},
+    S.HELD: {
+        S.AVAILABLE: "confirm",
+        S.SCHEDULED: "confirm",
+        S.CANCELLED: "cancel, abort, expire",
+    },
     S.COMPLETED: {S.AVAILABLE: "requeue"},
     S.CANCELLED: {S.AVAILABLE: "requeue"},
     S.DISCARDED: {S.AVAILABLE: "requeue"},
@@ -46,7 +52,7 @@ LIVE = frozenset(JobState) - FINAL
 WAITING = frozenset({S.SCHEDULED, S.RETRYABLE})
 """States that staging turns into `available` once ``run_at`` has come."""
 
-CANCELLABLE = frozenset({S.SCHEDULED, S.AVAILABLE, S.RETRYABLE})
+CANCELLABLE = LIVE - {S.RUNNING}
 """States a request to cancel ends at once; a running job is only asked."""
 
 
@@ -62,6 +68,7 @@ def diagram() -> str:
     """Return the life of a job as a Mermaid state diagram."""
     lines = ["stateDiagram-v2"]
     lines += ["    [*] --> scheduled: run_at, delay", "    [*] --> available: add"]
+    lines += ["    [*] --> held: hold_for"]
     for source, targets in TRANSITIONS.items():
         lines += [f"    {source} --> {to}: {verb}" for to, verb in targets.items()]
     lines += [f"    {state} --> [*]: purge" for state in JobState if state in FINAL]

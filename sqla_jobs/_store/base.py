@@ -89,7 +89,7 @@ def raise_if_missing(exc: DBAPIError, tables: JobTables) -> None:
         return
     # By name: servers quote it, and word the rest of the message, in many ways.
     message = str(exc.orig).partition("\n")[0]
-    own = (tables.table, tables.attempts, tables.queues, tables.runners)
+    own = (tables.table, *tables.support)
     missing = [
         table.fullname
         for table in own

@@ -10,7 +10,10 @@ from sqla_jobs.errors import JobDefinitionError
 from sqla_jobs.models.annotations import own_annotations
 from sqla_jobs.models.columns import COLUMN_NAMES
 
-RESERVED = COLUMN_NAMES | {"delay", "Attempt", "Queue", "Runner"}
+RESERVED = COLUMN_NAMES | {
+    *("delay", "hold_for", "on_conflict"),
+    *("Archived", "Attempt", "Idempotency", "Queue", "Runner"),
+}
 """Attributes of every job that no subclass may declare."""
 
 MAX_IDENTIFIER = 63

@@ -110,7 +110,8 @@ def _value_columns() -> dict[str, MappedColumn[Any]]:
     }
 
 
-COLUMN_NAMES = frozenset(job_columns())
+COLUMN_ORDER = tuple(job_columns())
+COLUMN_NAMES = frozenset(COLUMN_ORDER)
 """Attributes of every job that are columns of the hot table."""
 
 
@@ -122,10 +123,39 @@ def add_indexes(table: Table) -> None:
     """
     job = table.c
     final = ", ".join(f"'{state}'" for state in JobState if state in FINAL)
+    by_rank = (job.priority.desc(), job.lane, job.run_at, job.id)
     _index(
         "claim_v1",
-        (job.queue, job.priority.desc(), job.lane, job.run_at, job.id),
+        (job.queue, *by_rank),
         where="state = 'available' AND NOT ordered",
+    )
+    # Empty where nothing uses what they are for: such jobs pay for none of them.
+    _index(
+        "channels_v1",
+        (job.queue, job.channel, *by_rank),
+        where="state = 'available' AND NOT ordered AND channel <> ''",
+    )
+    _index(
+        "heads_v1",
+        (job.queue, job.channel, job.id),
+        where=f"ordered AND state NOT IN ({final})",
+    )
+    _index(
+        "ordered_v1",
+        (job.queue, job.channel),
+        where="ordered AND state = 'running'",
+        unique=True,
+    )
+    _index(
+        "blocked_v1",
+        (job.queue, job.channel, job.id),
+        where="ordered AND state = 'discarded'",
+    )
+    _index("holds_v1", (job.held_until,), where="state = 'held'")
+    _index(
+        "group_v1",
+        (job.fingerprint,),
+        where=f"fingerprint IS NOT NULL AND state NOT IN ({final})",
     )
     _index("due_v1", (job.run_at,), where="state IN ('scheduled', 'retryable')")
     _index("leases_v1", (job.leased_until,), where="state = 'running'")
@@ -171,7 +201,7 @@ KNOWS_STORAGE = tuple(map(int, sqlalchemy.__version__.split(".")[:2])) >= (2, 1)
 
 def is_hot(table: Table) -> bool:
     """Return whether *table*, or the one that it is a copy of, is a hot table."""
-    return set(table.c.keys()) >= COLUMN_NAMES
+    return set(table.c.keys()) >= COLUMN_NAMES and "archived_at" not in table.c
 
 
 def add_storage(table: Table) -> None:

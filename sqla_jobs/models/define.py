@@ -20,10 +20,14 @@ from sqla_jobs.models.inspect import JobTables
 from sqla_jobs.models.kinds import KindMap
 from sqla_jobs.models.shared import relax_columns, share_columns
 from sqla_jobs.models.support import (
+    ArchiveRow,
     AttemptRow,
+    IdempotencyRow,
     QueueRow,
     RunnerRow,
+    archive_table,
     attempts_table,
+    idempotency_table,
     map_row,
     queues_table,
     runners_table,
@@ -164,13 +168,21 @@ def _finish_root(mapper: Mapper[Any], cls: type[Any]) -> None:
     add_indexes(table)
     add_storage(table)
     tables = JobTables(
-        cls, table, attempts_table(table), queues_table(table), runners_table(table)
+        cls,
+        table,
+        attempts=attempts_table(table),
+        queues=queues_table(table),
+        runners=runners_table(table),
+        idempotency=idempotency_table(table),
+        archive=archive_table(table),
     )
     cls.__jobs__ = tables
     reg = mapper.registry
     cls.Attempt = map_row(reg, AttemptRow, tables.attempts, owner=cls)
     cls.Queue = map_row(reg, QueueRow, tables.queues, owner=cls)
     cls.Runner = map_row(reg, RunnerRow, tables.runners, owner=cls)
+    cls.Idempotency = map_row(reg, IdempotencyRow, tables.idempotency, owner=cls)
+    cls.Archived = map_row(reg, ArchiveRow, tables.archive, owner=cls)
     cls.__job_required__ = frozenset[str]()
     mapper.polymorphic_map = KindMap(mapper)
 

@@ -23,6 +23,8 @@ class JobTables:
     attempts: Table
     queues: Table
     runners: Table
+    idempotency: Table
+    archive: Table
     kinds: dict[str, type[Any]] = field(default_factory=dict)
     column_types: dict[tuple[Table, str], tuple[type[Any], Any]] = field(
         default_factory=dict, repr=False
@@ -31,11 +33,21 @@ class JobTables:
     def __post_init__(self) -> None:
         _KNOWN.add(self)
 
+    @property
+    def support(self) -> tuple[Table, ...]:
+        """The tables beside the hot one."""
+        return (
+            self.attempts,
+            self.queues,
+            self.runners,
+            self.idempotency,
+            self.archive,
+        )
+
     def all_tables(self) -> list[Table]:
         """Return the hot table, the support tables and those of joined subclasses."""
         mapped = [m.local_table for m in self.root.__mapper__.self_and_descendants]
-        support = [self.attempts, self.queues, self.runners]
-        found = dict.fromkeys([self.table, *support, *mapped])
+        found = dict.fromkeys([self.table, *self.support, *mapped])
         return [table for table in found if isinstance(table, Table)]
 
     @cached_property

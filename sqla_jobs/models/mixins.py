@@ -17,7 +17,13 @@ from sqla_jobs.models.arg import arg
 from sqla_jobs.models.construct import construct
 from sqla_jobs.models.inspect import JobTables
 from sqla_jobs.models.kinds import JobMapper
-from sqla_jobs.models.support import AttemptRow, QueueRow, RunnerRow
+from sqla_jobs.models.support import (
+    ArchiveRow,
+    AttemptRow,
+    IdempotencyRow,
+    QueueRow,
+    RunnerRow,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm.decl_api import DCTransformDeclarative
@@ -87,9 +93,11 @@ class JobMixin(metaclass=_Typed):
         checkpoint: Mapped[Any] = _opt(init=False)
         result: Mapped[Any] = _opt(init=False)
         progress: Mapped[Any] = _opt(init=False)
-        unique_key: Mapped[str | None] = _opt(init=False)
-        fingerprint: Mapped[str | None] = _opt(init=False)
-        ordered: Mapped[bool] = _opt(init=False)
+        unique_key: Mapped[str | None] = _opt(default=None)
+        fingerprint: Mapped[str | None] = _opt(default=None)
+        ordered: Mapped[bool] = _opt(default=None)
+        _hold_for: timedelta | None = _opt(default=None, alias="hold_for")
+        _on_conflict: str | None = _opt(default=None, alias="on_conflict")
         held_until: Mapped[datetime | None] = _opt(init=False)
         cancel_requested_at: Mapped[datetime | None] = _opt(init=False)
         reason: Mapped[str | None] = _opt(init=False)
@@ -103,6 +111,8 @@ class JobMixin(metaclass=_Typed):
         Attempt: ClassVar[type[AttemptRow]]
         Queue: ClassVar[type[QueueRow]]
         Runner: ClassVar[type[RunnerRow]]
+        Idempotency: ClassVar[type[IdempotencyRow]]
+        Archived: ClassVar[type[ArchiveRow]]
         __jobs__: ClassVar[JobTables]
         __job_options__: ClassVar[ClassOptions]
     else:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import BigInteger, Boolean, Column, Integer, Table, Text, func, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    Table,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.orm import Mapped, registry
+from sqlalchemy.sql.elements import conv
 
-from sqla_jobs.models.types import JSON_VALUE, TIME, UUID
+from sqla_jobs.models.columns import COLUMN_ORDER
+from sqla_jobs.models.types import DURATION, JSON_VALUE, TIME, UUID
 
 
 class SupportRow:
@@ -39,6 +52,44 @@ class QueueRow(SupportRow):
 
     name: Mapped[str]
     paused: Mapped[bool]
+    fair: Mapped[bool]
+    backoff: Mapped[str | None]
+    max_running: Mapped[int | None]
+    max_running_per_channel: Mapped[int | None]
+    rate_limit: Mapped[int | None]
+    rate_period: Mapped[timedelta | None]
+    tokens: Mapped[float | None]
+    tokens_at: Mapped[datetime | None]
+    on_discard: Mapped[str]
+
+
+class IdempotencyRow(SupportRow):
+    """Which job a key stands for in its queue, until *expires_at*."""
+
+    queue: Mapped[str]
+    key: Mapped[str]
+    job_id: Mapped[int | None]
+    expires_at: Mapped[datetime]
+
+
+class ArchiveRow(SupportRow):
+    """
+    A final job that retention moved here.
+
+    It has the library's columns of the job table; those of the application are in
+    *own*, by name.
+    """
+
+    id: Mapped[int]
+    kind: Mapped[str]
+    queue: Mapped[str]
+    state: Mapped[str]
+    payload: Mapped[dict[str, Any]]
+    result: Mapped[Any]
+    reason: Mapped[str | None]
+    finished_at: Mapped[datetime | None]
+    own: Mapped[dict[str, Any]]
+    archived_at: Mapped[datetime]
 
 
 class RunnerRow(SupportRow):
@@ -81,6 +132,54 @@ def queues_table(jobs: Table) -> Table:
         "queues",
         Column("name", Text, primary_key=True),
         Column("paused", Boolean, nullable=False, server_default=text("false")),
+        Column("fair", Boolean, nullable=False, server_default=text("false")),
+        Column("backoff", Text),
+        Column("max_running", Integer),
+        Column("max_running_per_channel", Integer),
+        Column("rate_limit", Integer),
+        Column("rate_period", DURATION),
+        Column("tokens", Float),
+        Column("tokens_at", TIME),
+        Column("on_discard", Text, nullable=False, server_default=text("'skip'")),
+    )
+
+
+def idempotency_table(jobs: Table) -> Table:
+    """Return the table of idempotency keys that belongs to *jobs*."""
+    made = _table(
+        jobs,
+        "idempotency",
+        Column("queue", Text, primary_key=True),
+        Column("key", Text, primary_key=True),
+        Column("job_id", BigInteger),
+        Column("expires_at", TIME, nullable=False),
+    )
+    Index(conv(f"{jobs.name}_keys_v1_idx"), made.c.expires_at)
+    return made
+
+
+def archive_table(jobs: Table) -> Table:
+    """Return the table of archived jobs that belongs to *jobs*."""
+    made = _table(
+        jobs,
+        "archive",
+        *(_archived(jobs.c[name]) for name in COLUMN_ORDER),
+        Column("own", JSON_VALUE, nullable=False, server_default=text("'{}'")),
+        Column("archived_at", TIME, nullable=False, server_default=func.now()),
+    )
+    Index(conv(f"{jobs.name}_archived_v1_idx"), made.c.archived_at)
+    return made
+
+
+def _archived(column: Column[Any]) -> Column[Any]:
+    """Return a bare copy: values are only ever moved there."""
+    key = column.primary_key
+    return Column(
+        column.name,
+        column.type,
+        primary_key=key,
+        autoincrement=False,
+        nullable=column.nullable and not key,
     )
 
 
