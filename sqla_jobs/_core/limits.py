@@ -1,4 +1,4 @@
-"""What operators set for a queue, and how many of its jobs may be admitted now; pure."""
+"""What operators set for a queue, and how many jobs may be admitted now; pure."""
 
 from __future__ import annotations
 

@@ -2,52 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import (
-    ARRAY,
-    CTE,
-    Boolean,
-    ColumnElement,
-    Executable,
-    FromClause,
-    Integer,
-    Interval,
-    Select,
-    Text,
-    Update,
-    Uuid,
-    and_,
-    case,
-    func,
-    inspect,
-    literal,
-    null,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Executable, inspect, literal, select
 from sqlalchemy.orm import Session, selectinload
 
+from sqla_jobs._core.limits import NO_FEATURES, Features
 from sqla_jobs._core.options import MIN_LEASE
-from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
-from sqla_jobs._dialects import JobDialect, bind, dialect_of
-from sqla_jobs._store.base import (
-    among,
-    built_once,
-    connection_of,
-    execute,
-    naming_missing_tables,
-    prefixed,
-    word,
-)
+from sqla_jobs._dialects import JobDialect
+from sqla_jobs._store.base import built_once, execute
+from sqla_jobs._store.features import feature_flags, read_queues
+from sqla_jobs._store.heads import claim_heads
+from sqla_jobs._store.managed import claim_managed
+from sqla_jobs._store.pick import pick
+from sqla_jobs._store.take import Ask, claim_order, take, taking_columns
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
 
+Source = Callable[[Session, JobTables, Ask, Features], list[Any]]
 DEFAULT_LEASE = timedelta(seconds=30)
 MAX_LIMIT = 10_000
 
@@ -113,17 +90,47 @@ def claim(
     tables = job_tables(job_class)
     if kinds is None and job_class is not tables.root:
         kinds = kinds_of(tables, job_class)
-    params = claim_params(
-        queues=None if names is None else dict.fromkeys(names, limit),
-        kinds=kinds,
+    ask = Ask(
         limit=limit,
         lease=lease,
+        queues=None if names is None else dict.fromkeys(names, limit),
+        kinds=kinds,
         now=now,
     )
-    build = _plain_statement(queues is None, kinds is None)
-    rows = execute(session, tables, build, params)
-    found = sorted(rows.mappings(), key=_claim_order)
-    return [_claim_of(row, tables) for row in found]
+    rows, features = _claim_plain(session, tables, ask)
+    rest = ask.after(rows)
+    if rest.open and features != NO_FEATURES:
+        rows += _claim_rest(session, tables, rest, features)
+    return [_claim_of(row, tables) for row in sorted(rows, key=claim_order)]
+
+
+def _claim_plain(
+    session: Session, tables: JobTables, ask: Ask
+) -> tuple[list[Any], Features]:
+    """Lease rows, and learn in the same statement what it left alone."""
+    build = _FLAGGED[ask.queues is None, ask.kinds is None]
+    found = execute(session, tables, build, ask.params()).all()
+    ordered, rows_of_queues = found[0].has_ordered, found[0].has_queues
+    rows = [row for row in found if row.id is not None]
+    features = NO_FEATURES
+    if ordered or rows_of_queues:
+        queues = read_queues(session, tables) if rows_of_queues else {}
+        features = Features(ordered, queues)
+    return rows, features
+
+
+def _flagged(all_queues: bool, all_kinds: bool) -> Any:
+    @built_once
+    def build(tables: JobTables, dialect: JobDialect) -> Executable:
+        picked = pick(tables, dialect, all_queues, all_kinds)
+        taken = taking_columns(tables, dialect, picked).cte("taken")
+        flags = select(*feature_flags(tables)).subquery("flags")
+        return select(flags, taken).select_from(flags.outerjoin(taken, literal(True)))
+
+    return build
+
+
+_FLAGGED = {(q, k): _flagged(q, k) for q in (True, False) for k in (True, False)}
 
 
 def claim_jobs(  # noqa: PLR0913 - one keyword per condition
@@ -136,6 +143,8 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
     lease: timedelta,
     runner_id: UUID,
     suspects: bool = True,
+    late: int = 0,
+    features: Features = NO_FEATURES,
     now: datetime | None = None,
 ) -> list[Any]:
     """
@@ -144,18 +153,60 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
     Args:
         queues: Most jobs per queue; None takes from all.
         suspects: Whether one job that crashed its runner twice may be among them.
+        late: Most retried and most rescued jobs that come before fresh ones.
+        features: What else there is beside plain jobs.
 
     Raises:
         MissingTables: If the job tables are not there.
     """
-    params = claim_params(
-        queues=queues, kinds=kinds, limit=limit, lease=lease, now=now
-    ) | {"runner": runner_id, "suspects": suspects}
-    build = entity_statement_all if queues is None else entity_statement_queues
-    statement = build(tables, dialect_of(connection_of(session, tables)))
-    with naming_missing_tables(tables):
-        jobs = session.scalars(statement, prefixed(params)).all()
-    return sorted(jobs, key=lambda j: (-j.priority, j.lane, j.run_at, j.id))
+    ask = Ask(
+        limit=limit,
+        lease=lease,
+        queues=queues,
+        kinds=kinds,
+        runner_id=runner_id,
+        suspects=suspects,
+        late=late,
+        now=now,
+        entities=True,
+    )
+    sources = [_plain, *_other_sources(features)]
+    # None may always come first: it could take every slot, every time.
+    random.shuffle(sources)
+    return sorted(_claim_from(session, tables, ask, features, sources), key=claim_order)
+
+
+def _claim_rest(
+    session: Session, tables: JobTables, ask: Ask, features: Features
+) -> list[Any]:
+    return _claim_from(session, tables, ask, features, _other_sources(features))
+
+
+def _other_sources(features: Features) -> list[Source]:
+    found: list[Source] = [claim_heads] if features.ordered else []
+    return [*found, claim_managed] if features.managed else found
+
+
+def _claim_from(
+    session: Session,
+    tables: JobTables,
+    ask: Ask,
+    features: Features,
+    sources: Sequence[Source],
+) -> list[Any]:
+    found: list[Any] = []
+    for source in sources:
+        if ask.open:
+            jobs = source(session, tables, ask, features)
+            ask = ask.after(jobs)
+            found += jobs
+    return found
+
+
+def _plain(
+    session: Session, tables: JobTables, ask: Ask, features: Features
+) -> list[Any]:
+    return take(session, tables, ask, pick, ask.queues is None, ask.kinds is None)
 
 
 def load_relationships(session: Session, jobs: Sequence[Any]) -> None:
@@ -211,228 +262,23 @@ def check_names(what: str, names: Iterable[str] | None) -> list[str] | None:
     return None if names is None else list(names)
 
 
-def claim_params(
-    *,
-    queues: Mapping[str, int] | None,
-    kinds: Sequence[str] | None,
-    limit: int,
-    lease: timedelta,
-    now: datetime | None,
-) -> dict[str, Any]:
-    """Return the parameters of the claim statements."""
-    params: dict[str, Any] = {
-        "limit": limit,
-        "lease": lease,
-        "now": now,
-        "runner": None,
-        "suspects": True,
-    }
-    if queues is not None:
-        params |= {"queue": list(queues), "slots": list(queues.values())}
-    if kinds is not None:
-        params["kinds"] = list(kinds)
-    return params
-
-
 def kinds_of(tables: JobTables, job_class: type[Any]) -> list[str]:
     """Return the kinds and aliases of *job_class* and the classes under it."""
     return [k for k, cls in tables.kinds.items() if issubclass(cls, job_class)]
 
 
-def _plain_statement(all_queues: bool, all_kinds: bool) -> Any:
-    return _PLAIN[all_queues, all_kinds]
-
-
-@built_once
-def entity_statement_all(tables: JobTables, dialect: JobDialect) -> Executable:
-    """Return the claim of mapped jobs from all queues."""
-    return _returning_entities(tables, dialect, all_queues=True)
-
-
-@built_once
-def entity_statement_queues(tables: JobTables, dialect: JobDialect) -> Executable:
-    """Return the claim of mapped jobs from given queues."""
-    return _returning_entities(tables, dialect, all_queues=False)
-
-
-def _returning_entities(
-    tables: JobTables, dialect: JobDialect, *, all_queues: bool
-) -> Executable:
-    stmt = _claiming(tables, dialect, tables.root, all_queues=all_queues)
-    return stmt.returning(tables.root).execution_options(
-        synchronize_session=False, populate_existing=True
-    )
-
-
-def _returning_columns(all_queues: bool, all_kinds: bool) -> Any:
-    @built_once
-    def build(tables: JobTables, dialect: JobDialect) -> Executable:
-        job = tables.table.c
-        stmt = _claiming(
-            tables,
-            dialect,
-            tables.table,
-            all_queues=all_queues,
-            all_kinds=all_kinds,
-        )
-        return stmt.returning(*(job[name] for name in _CLAIM_COLUMNS))
-
-    return build
-
-
-_CLAIM_COLUMNS = (
-    "id", "lease_token", "kind", "queue", "attempt", "max_attempts", "backoff",
-    "leased_until", "payload", "payload_bytes", "checkpoint", "priority", "lane",
-    "run_at",
-)  # fmt: skip
-_PLAIN = {
-    (q, k): _returning_columns(q, k) for q in (True, False) for k in (True, False)
-}
-
-
-def _claiming(
-    tables: JobTables,
-    dialect: JobDialect,
-    target: Any,
-    *,
-    all_queues: bool,
-    all_kinds: bool = False,
-) -> Update:
-    picked = _picked(tables, dialect, all_queues=all_queues, all_kinds=all_kinds)
-    return taking(tables, dialect, target).where(among(tables.table.c.id, picked))
-
-
-def taking(tables: JobTables, dialect: JobDialect, target: Any) -> Update:
-    """Return the UPDATE that leases rows; which ones is the caller's business."""
-    job = tables.table
-    lease = func.coalesce(job.c.lease, bind("lease", Interval()))
-    return update(target).values(
-        state=JobState.RUNNING.value,
-        lease_token=job.c.lease_token + 1,
-        attempt=job.c.attempt + 1,
-        leased_until=dialect.now() + lease,
-        started_at=dialect.now(),
-        runner_id=bind("runner", Uuid()),
-    )
-
-
-def _picked(
-    tables: JobTables, dialect: JobDialect, *, all_queues: bool, all_kinds: bool
-) -> CTE:
-    """
-    The ids to take: up to ``slots`` of each queue, the queues in turn.
-
-    MATERIALIZED, so that a nested loop around it cannot run its LIMIT again and take
-    far too many rows.
-    """
-    wanted = _all_queues(tables) if all_queues else _given_queues(dialect)
-    found = _candidates(tables, dialect, wanted, all_kinds=all_kinds)
-    suspect = found.c.crashes >= SUSPECT_CRASHES
-    ranked = (
-        select(
-            found.c.id,
-            found.c.turn,
-            suspect.label("suspect"),
-            func.count(case((suspect, 1))).over(rows=(None, 0)).label("suspects"),
-        )
-        .select_from(wanted.join(found, literal(True)))
-        .subquery("ranked")
-    )
-    # Equal turns of several queues: at random, so that none is always last.
-    return (
-        select(ranked.c.id)
-        .where(or_(~ranked.c.suspect, ranked.c.suspects == 1))
-        .order_by(ranked.c.turn, func.random())
-        .limit(bind("limit", Integer()))
-        .cte("picked")
-        .prefix_with("MATERIALIZED")
-    )
-
-
-def _candidates(
-    tables: JobTables, dialect: JobDialect, wanted: FromClause, *, all_kinds: bool
-) -> Any:
-    job = tables.table.c
-    queue = tables.queues.c
-    paused = (
-        select(queue.name)
-        .where(queue.name == wanted.c.queue, queue.paused)
-        .correlate(wanted)
-        .exists()
-    )
-    conditions: list[ColumnElement[bool]] = [
-        job.queue == wanted.c.queue,
-        claimable(tables),
-        ~paused,
-        or_(bind("suspects", Boolean()), job.crashes < SUSPECT_CRASHES),
-    ]
-    if not all_kinds:
-        conditions.append(job.kind == func.any(bind("kinds", ARRAY(Text()))))
-    stmt: Select[*tuple[Any, ...]] = (
-        select(job.id, job.crashes)
-        .where(*conditions)
-        .order_by(job.priority.desc(), job.lane, job.run_at, job.id)
-        .limit(wanted.c.slots)
-    )
-    ready = dialect.lock(stmt, skip=True, of=tables.table)
-    ready_rows = ready.correlate(wanted).lateral("ready")
-    # Numbered as they come, in claim order: no second sort.
-    turn = func.row_number().over().label("turn")
-    return select(ready_rows.c.id, ready_rows.c.crashes, turn).lateral("found")
-
-
-def claimable(tables: JobTables) -> ColumnElement[bool]:
-    """Return the predicate of the claim index, literally."""
-    job = tables.table.c
-    return and_(job.state == word(JobState.AVAILABLE), ~job.ordered)
-
-
-def _given_queues(dialect: JobDialect) -> FromClause:
-    return dialect.rows("wanted", {"queue": Text(), "slots": Integer()})
-
-
-def _all_queues(tables: JobTables) -> FromClause:
-    """Every queue with claimable jobs, by a loose scan of the claim index."""
-    job = tables.table.alias("head")
-    first = select(func.min(job.c.queue).label("queue")).where(
-        job.c.state == word(JobState.AVAILABLE), ~job.c.ordered
-    )
-    names = first.cte("names", recursive=True)
-    job = tables.table.alias("next")
-    following = (
-        select(func.min(job.c.queue))
-        .where(
-            job.c.state == word(JobState.AVAILABLE),
-            ~job.c.ordered,
-            job.c.queue > names.c.queue,
-        )
-        .scalar_subquery()
-    )
-    names = names.union_all(select(following).where(names.c.queue.is_not(None)))
-    limit = bind("limit", Integer())
-    return (
-        select(names.c.queue, limit.label("slots"))
-        .where(names.c.queue.is_not(null()))
-        .subquery("wanted")
-    )
-
-
-def _claim_order(row: Any) -> Any:
-    return (-row["priority"], row["lane"], row["run_at"], row["id"])
-
-
 def _claim_of(row: Any, tables: JobTables) -> Claim:
     return Claim(
-        job_id=row["id"],
-        token=row["lease_token"],
-        kind=row["kind"],
-        queue=row["queue"],
-        attempt=row["attempt"],
-        max_attempts=row["max_attempts"],
-        backoff=row["backoff"],
-        leased_until=row["leased_until"],
-        payload=row["payload"],
-        payload_bytes=row["payload_bytes"],
-        state=row["checkpoint"] or {},
+        job_id=row.id,
+        token=row.lease_token,
+        kind=row.kind,
+        queue=row.queue,
+        attempt=row.attempt,
+        max_attempts=row.max_attempts,
+        backoff=row.backoff,
+        leased_until=row.leased_until,
+        payload=row.payload,
+        payload_bytes=row.payload_bytes,
+        state=row.checkpoint or {},
         tables=tables,
     )

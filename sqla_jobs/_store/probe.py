@@ -20,7 +20,7 @@ from sqla_jobs._store.base import (
     prefixed,
     word,
 )
-from sqla_jobs._store.claim import taking
+from sqla_jobs._store.take import taking
 from sqla_jobs.models import JobTables, job_tables
 
 ABORTED = "25P02"

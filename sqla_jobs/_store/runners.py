@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import built_once, execute
-from sqla_jobs._store.claim import claimable
+from sqla_jobs._store.take import claimable
 from sqla_jobs.models import JobTables
 
 STALE = timedelta(days=1)

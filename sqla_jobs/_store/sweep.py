@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from sqla_jobs._core.limits import NO_FEATURES, Features
 from sqla_jobs._core.states import FINAL, WAITING, JobState, Lane
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import (
@@ -38,6 +39,7 @@ from sqla_jobs._store.base import (
     word,
 )
 from sqla_jobs._store.claim import check_limit, check_names
+from sqla_jobs._store.features import feature_flags, read_queues
 from sqla_jobs._store.settle import ATTEMPT_COLUMNS
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
@@ -175,10 +177,18 @@ def _expired(tables: JobTables, dialect: JobDialect) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Staged:
-    """How many jobs became available, and the seconds until the next one is due."""
+    """
+    How many jobs became available, and the seconds until the next one is due.
+
+    ``holds_due`` tells whether held jobs have expired, ``has_ordered`` and
+    ``has_queues`` what else claims have to look for.
+    """
 
     count: int
     next_due: float | None
+    holds_due: bool = field(default=False, kw_only=True)
+    has_ordered: bool = field(default=False, kw_only=True)
+    has_queues: bool = field(default=False, kw_only=True)
 
 
 def stage(
@@ -201,7 +211,14 @@ def stage(
     check_limit(limit)
     params = {"limit": limit, "now": now}
     row = execute(session, job_tables(job_class), _staging, params).one()
-    return Staged(row[0], None if row[1] is None else max(0.0, float(row[1])))
+    waits = [float(wait) for wait in (row.next_due, row.next_hold) if wait is not None]
+    return Staged(
+        row.count,
+        max(0.0, min(waits)) if waits else None,
+        holds_due=row.next_hold is not None and row.next_hold <= 0,
+        has_ordered=row.has_ordered,
+        has_queues=row.has_queues,
+    )
 
 
 @built_once
@@ -231,4 +248,23 @@ def _staging(tables: JobTables, dialect: JobDialect) -> Executable:
         .where(waiting, job.run_at > dialect.now())
         .scalar_subquery()
     )
-    return select(full, case((full >= limit, cast(literal(0), Integer)), else_=later))
+    due_next = case((full >= limit, cast(literal(0), Integer)), else_=later)
+    hold = (
+        select(extract("epoch", func.min(job.held_until) - dialect.now()))
+        .where(job.state == word(JobState.HELD))
+        .scalar_subquery()
+    )
+    return select(
+        full.label("count"),
+        due_next.label("next_due"),
+        hold.label("next_hold"),
+        *feature_flags(tables, backoffs=True),
+    )
+
+
+def features_of(session: Session, tables: JobTables, staged: Staged) -> Features:
+    """Return what claims have to look for; one statement if queues are managed."""
+    if not staged.has_ordered and not staged.has_queues:
+        return NO_FEATURES
+    queues = read_queues(session, tables) if staged.has_queues else {}
+    return Features(staged.has_ordered, queues)

@@ -17,6 +17,7 @@ from uuid import uuid4
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from sqla_jobs._core.limits import NO_FEATURES, Features
 from sqla_jobs._core.plan import Claim, Plan, Slots
 from sqla_jobs._core.settle import Settlement, settle_error
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
@@ -27,11 +28,12 @@ from sqla_jobs._store.claim import (
     claim_jobs,
     load_relationships,
 )
+from sqla_jobs._store.holds import expire_holds
 from sqla_jobs._store.lease import settled_state, still_held
 from sqla_jobs._store.operate import apply_retention
 from sqla_jobs._store.runners import RunnerInfo, unknown_kinds, upsert_runner
 from sqla_jobs._store.settle import settle
-from sqla_jobs._store.sweep import Rescued, rescue, stage
+from sqla_jobs._store.sweep import Rescued, features_of, rescue, stage
 from sqla_jobs.errors import Difference
 from sqla_jobs.handlers import Handler
 from sqla_jobs.models import JobTables, job_tables
@@ -55,6 +57,7 @@ class Swept:
     rescued: list[Rescued] = field(default_factory=list)
     moved: int = 0
     next_due: float | None = None
+    features: Features = NO_FEATURES
 
 
 class RunnerBase:
@@ -107,6 +110,7 @@ class RunnerBase:
         self._chores_at = self._seen_at = float("-inf")
         self._unknown: list[str] = []
         self._differences: tuple[Difference, ...] = ()
+        self._features = NO_FEATURES  # as the last sweep found them
         self._heartbeat: Heartbeat | None = None
         self._watchdog: Watchdog | None = None
 
@@ -230,6 +234,9 @@ class RunnerBase:
         )
         staged = stage(session, tables.root)
         found.moved, found.next_due = staged.count + len(found.rescued), staged.next_due
+        if staged.holds_due:
+            found.moved += expire_holds(session, tables)
+        found.features = features_of(session, tables, staged)
         now = time.monotonic()
         if now - self._seen_at > self.options.lease.total_seconds() / 3:
             upsert_runner(session, tables, self._info())
@@ -246,6 +253,7 @@ class RunnerBase:
                 job.job_id, job.kind, job.state, job.attempt, job.crashes,
                 extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt},
             )  # fmt: skip
+        self._features = found.features
         with self._lock:
             self._plan.swept(now, moved=found.moved, next_due=found.next_due)
 
@@ -308,6 +316,7 @@ class RunnerBase:
             lease=self.options.lease,
             runner_id=self.id,
             suspects=suspects,
+            features=self._features,
         )
         load_relationships(session, jobs)
         return jobs

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_jobs._core.options import unknown
 from sqla_jobs._core.outcomes import Outcome
+from sqla_jobs._core.limits import NO_FEATURES
 from sqla_jobs._core.settle import Settlement, settle_error
 from sqla_jobs._core.states import WAITING, JobState
 from sqla_jobs._hooks import USED
@@ -26,10 +27,11 @@ from sqla_jobs._store.claim import (
     claim_jobs,
     load_relationships,
 )
+from sqla_jobs._store.holds import expire_holds
 from sqla_jobs._store.lease import settled_state
 from sqla_jobs._store.probe import claim_job, make_available
 from sqla_jobs._store.settle import settle
-from sqla_jobs._store.sweep import rescue, stage
+from sqla_jobs._store.sweep import features_of, rescue, stage
 from sqla_jobs.errors import JobDefinitionError, JobValueError
 from sqla_jobs.handlers import Handler, handler_for, is_async
 from sqla_jobs.models import JobMixin, JobTables, job_tables
@@ -136,6 +138,7 @@ class Bench:
         self.joint = Joint(session, tables, wanted.clock, wanted.verb)
         self.handlers = _handlers(tables, wanted)
         self.runner_id: UUID = uuid4()
+        self.features = NO_FEATURES
 
     # Before and after the handler: sync, also under an AsyncSession
 
@@ -203,7 +206,10 @@ class Bench:
     def _sweep(self, session: Session) -> None:
         now = self.joint.now()
         rescue(session, self.tables.root, now=now)
-        stage(session, self.tables.root, now=now)
+        staged = stage(session, self.tables.root, now=now)
+        if staged.holds_due:
+            expire_holds(session, self.tables, now=now)
+        self.features = features_of(session, self.tables, staged)
 
     def _claim(self, session: Session) -> list[Any]:
         now, one = self.joint.now(), self.wanted.job
@@ -219,6 +225,7 @@ class Bench:
                 limit=1,
                 lease=DEFAULT_LEASE,
                 runner_id=self.runner_id,
+                features=self.features,
                 now=now,
             )
         for job in jobs:

@@ -1,0 +1,188 @@
+"""Lease the rows that some way of picking has found: what every claim ends in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    Executable,
+    Interval,
+    Update,
+    Uuid,
+    and_,
+    func,
+    or_,
+    update,
+)
+from sqlalchemy.orm import Session
+
+from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
+from sqla_jobs._dialects import JobDialect, bind, dialect_of
+from sqla_jobs._store.base import (
+    among,
+    connection_of,
+    naming_missing_tables,
+    prefixed,
+    word,
+)
+from sqla_jobs.models import JobTables
+
+Pick = Callable[..., CTE]
+"""(tables, dialect, *variant) -> the locked ids to take, as a MATERIALIZED CTE."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """
+    What one claim asks for.
+
+    Args:
+        limit: Most jobs.
+        queues: Most jobs of each queue; None takes from all.
+        kinds: None takes any.
+        suspects: Whether one job that crashed its runner twice may be among them.
+        late: Most retried and most rescued jobs that come before fresh ones.
+        entities: Whether mapped instances are wanted; else plain rows.
+    """
+
+    limit: int
+    lease: timedelta
+    queues: Mapping[str, int] | None = None
+    kinds: Sequence[str] | None = None
+    runner_id: UUID | None = None
+    suspects: bool = True
+    late: int = 0
+    now: datetime | None = None
+    entities: bool = False
+
+    def params(self) -> dict[str, Any]:
+        """Return the parameters of the claim statements."""
+        params: dict[str, Any] = {
+            "limit": self.limit,
+            "lease": self.lease,
+            "now": self.now,
+            "runner": self.runner_id,
+            "suspects": self.suspects,
+        }
+        if self.late:
+            params["late"] = self.late
+        if self.queues is not None:
+            slots = [min(count, self.limit) for count in self.queues.values()]
+            params |= {"queue": list(self.queues), "slots": slots}
+        if self.kinds is not None:
+            params["kinds"] = list(self.kinds)
+        return params
+
+    def after(self, jobs: Sequence[Any]) -> Ask:
+        """Return what is still asked for once *jobs* are taken."""
+        taken = Counter(job.queue for job in jobs)
+        queues = self.queues
+        if queues is not None:
+            left = {queue: slots - taken[queue] for queue, slots in queues.items()}
+            queues = {queue: slots for queue, slots in left.items() if slots > 0}
+        suspects = self.suspects and all(job.crashes < SUSPECT_CRASHES for job in jobs)
+        return replace(
+            self, limit=self.limit - len(jobs), queues=queues, suspects=suspects
+        )
+
+    @property
+    def open(self) -> bool:
+        """Whether there is anything left to ask for."""
+        return self.limit > 0 and (self.queues is None or bool(self.queues))
+
+
+def take(
+    session: Session,
+    tables: JobTables,
+    ask: Ask,
+    pick: Pick,
+    *variant: Any,
+    **params: Any,
+) -> list[Any]:
+    """
+    Lease what *pick* finds and return it, in no order; does not commit.
+
+    Args:
+        variant: Passed on to *pick*, hashable: a statement is built once for each.
+        params: Parameters of the statement beside those of *ask*.
+    """
+    connection = connection_of(session, tables)
+    build = _entities if ask.entities else _columns
+    statement = build(tables, dialect_of(connection), pick, variant)
+    values = prefixed(ask.params() | params)
+    with naming_missing_tables(tables):
+        if ask.entities:
+            return list(session.scalars(statement, values))
+        return list(connection.execute(statement, values))
+
+
+@lru_cache(maxsize=256)
+def _entities(
+    tables: JobTables, dialect: JobDialect, pick: Pick, variant: tuple[Any, ...]
+) -> Any:
+    picked = pick(tables, dialect, *variant)
+    stmt = taking(tables, dialect, tables.root).where(among(tables.table.c.id, picked))
+    return stmt.returning(tables.root).execution_options(
+        synchronize_session=False, populate_existing=True
+    )
+
+
+@lru_cache(maxsize=256)
+def _columns(
+    tables: JobTables, dialect: JobDialect, pick: Pick, variant: tuple[Any, ...]
+) -> Executable:
+    return taking_columns(tables, dialect, pick(tables, dialect, *variant))
+
+
+def taking_columns(tables: JobTables, dialect: JobDialect, picked: CTE) -> Any:
+    """Return the statement that leases *picked* and returns `CLAIM_COLUMNS`."""
+    job = tables.table.c
+    stmt = taking(tables, dialect, tables.table).where(among(job.id, picked))
+    return stmt.returning(*(job[name] for name in CLAIM_COLUMNS))
+
+
+CLAIM_COLUMNS = (
+    "id", "lease_token", "kind", "queue", "channel", "attempt", "max_attempts",
+    "backoff", "leased_until", "payload", "payload_bytes", "checkpoint", "priority",
+    "lane", "run_at", "crashes",
+)  # fmt: skip
+
+
+def taking(tables: JobTables, dialect: JobDialect, target: Any) -> Update:
+    """Return the UPDATE that leases rows; which ones is the caller's business."""
+    job = tables.table
+    lease = func.coalesce(job.c.lease, bind("lease", Interval()))
+    return update(target).values(
+        state=JobState.RUNNING.value,
+        lease_token=job.c.lease_token + 1,
+        attempt=job.c.attempt + 1,
+        leased_until=dialect.now() + lease,
+        started_at=dialect.now(),
+        runner_id=bind("runner", Uuid()),
+    )
+
+
+def claimable(tables: JobTables) -> ColumnElement[bool]:
+    """Return the predicate of the claim index, literally."""
+    job = tables.table.c
+    return and_(job.state == word(JobState.AVAILABLE), ~job.ordered)
+
+
+def is_managed(tables: JobTables) -> ColumnElement[bool]:
+    """Return whether a row of the queues is left alone by plain claims."""
+    queue = tables.queues.c
+    limits = (queue.max_running, queue.max_running_per_channel, queue.rate_limit)
+    return or_(queue.fair, *(limit.is_not(None) for limit in limits))
+
+
+def claim_order(row: Any) -> Any:
+    """Return the sort key of jobs or rows that were claimed together."""
+    return (-row.priority, row.lane, row.run_at, row.id)
