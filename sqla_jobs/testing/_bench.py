@@ -15,9 +15,9 @@ from sqlalchemy import inspect
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session, sessionmaker
 
+from sqla_jobs._core.limits import NO_FEATURES
 from sqla_jobs._core.options import unknown
 from sqla_jobs._core.outcomes import Outcome
-from sqla_jobs._core.limits import NO_FEATURES
 from sqla_jobs._core.settle import Settlement, settle_error
 from sqla_jobs._core.states import WAITING, JobState
 from sqla_jobs._hooks import USED
