@@ -76,6 +76,7 @@ class JobDialect(ABC):
     skip_locked: bool = False
     listen_notify: bool = False
     copy: bool = False
+    name_locks: bool = False
 
     def now(self) -> ColumnElement[datetime]:
         """Return the database's clock, or the bound ``now`` of a test."""
@@ -133,6 +134,15 @@ class JobDialect(ABC):
     @abstractmethod
     def notify(self, channel: str) -> Executable:
         """Return the statement that wakes the runners listening on *channel*."""
+
+    @abstractmethod
+    def lock_names(self) -> Executable:
+        """
+        Return the statement that waits for locks that the transaction's end frees.
+
+        It takes them in the order of two bound arrays: ``keys``, signed and of 64 bits,
+        and ``shared``, whether others may have that lock at the same time.
+        """
 
     def can_copy(self, connection: Connection, columns: Sequence[Column[Any]]) -> bool:
         """Return whether `copy_rows` would store what an INSERT of *columns* does."""

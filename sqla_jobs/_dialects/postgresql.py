@@ -7,6 +7,8 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
+    Boolean,
     Column,
     ColumnElement,
     Connection,
@@ -15,6 +17,7 @@ from sqlalchemy import (
     Select,
     Table,
     Text,
+    case,
     cast,
     column,
     func,
@@ -48,7 +51,7 @@ class PostgreSQLDialect(JobDialect):
     """PostgreSQL 14 or later."""
 
     name = "postgresql"
-    skip_locked = listen_notify = copy = True
+    skip_locked = listen_notify = copy = name_locks = True
 
     def clock(self) -> ColumnElement[datetime]:
         """
@@ -112,6 +115,14 @@ class PostgreSQLDialect(JobDialect):
     def notify(self, channel: str) -> Executable:
         """Return a NOTIFY without payload: any role may listen."""
         return select(func.pg_notify(channel, ""))
+
+    def lock_names(self) -> Executable:
+        """Return a SELECT of advisory locks; unnest() keeps the order of the arrays."""
+        name = self.rows("name", {"keys": BigInteger(), "shared": Boolean()}).c
+        # void, which no CASE knows
+        alone = cast(func.pg_advisory_xact_lock(name["keys"]), Text)
+        shared = cast(func.pg_advisory_xact_lock_shared(name["keys"]), Text)
+        return select(func.count(case((name.shared, shared), else_=alone)))
 
     def can_copy(self, connection: Connection, columns: Sequence[Column[Any]]) -> bool:
         """Return whether the driver has COPY, and the types are plain values to it."""
