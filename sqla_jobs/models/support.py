@@ -10,7 +10,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Float,
+    Double,
     Index,
     Integer,
     Table,
@@ -138,7 +138,7 @@ def queues_table(jobs: Table) -> Table:
         Column("max_running_per_channel", Integer),
         Column("rate_limit", Integer),
         Column("rate_period", DURATION),
-        Column("tokens", Float),
+        Column("tokens", Double),
         Column("tokens_at", TIME),
         Column("on_discard", Text, nullable=False, server_default=text("'skip'")),
     )
@@ -178,7 +178,7 @@ def _archived(column: Column[Any]) -> Column[Any]:
         column.name,
         column.type,
         primary_key=key,
-        autoincrement=False,
+        autoincrement=False if key else "auto",
         nullable=column.nullable and not key,
     )
 

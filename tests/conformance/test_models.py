@@ -463,6 +463,12 @@ def test_tables_live_in_the_roots_schema() -> None:
     assert names == {
         "ix_work_jobs_reason",
         "jobs_claim_v1_idx",
+        "jobs_channels_v1_idx",
+        "jobs_heads_v1_idx",
+        "jobs_ordered_v1_idx",
+        "jobs_blocked_v1_idx",
+        "jobs_holds_v1_idx",
+        "jobs_group_v1_idx",
         "jobs_due_v1_idx",
         "jobs_leases_v1_idx",
         "jobs_unique_v1_idx",
@@ -472,6 +478,8 @@ def test_tables_live_in_the_roots_schema() -> None:
         (tables.attempts, "work.jobs_attempts"),
         (tables.queues, "work.jobs_queues"),
         (tables.runners, "work.jobs_runners"),
+        (tables.idempotency, "work.jobs_idempotency"),
+        (tables.archive, "work.jobs_archive"),
     ):
         assert table.fullname == name
         assert table.metadata is Base.metadata

@@ -114,7 +114,7 @@ def _unknown_keyword() -> None:
 
 
 def _later_keyword() -> None:
-    class Second(Job, ordered=True): ...
+    class Second(Job, cron="* * * * *"): ...
 
 
 def _no_table_name() -> None:
@@ -168,7 +168,7 @@ def _generator() -> None:
         (_two_plain_types, r"Second\.size has another type"),
         (_two_targets, r"Second\.invoice_id has another type"),
         (_unknown_keyword, r"unknown class keyword 'priorty'; did you mean 'priority'"),
-        (_later_keyword, r"unknown class keyword 'ordered'"),
+        (_later_keyword, r"unknown class keyword 'cron'"),
         (_no_table_name, r"Other has no __tablename__; .*__abstract__"),
         (_root_with_kind, r"Other makes a job table, so it has no kind"),
         (_unknown_load, r"unknown relationship in load 'invoce'.*'invoice'"),

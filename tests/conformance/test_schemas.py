@@ -65,7 +65,10 @@ CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 BY_NAME = dict.fromkeys(("ix", "uq", "ck", "fk"), "own_%(constraint_name)s")
-INDEXES = {"claim_v1", "due_v1", "leases_v1", "unique_v1", "finished_v1"}
+INDEXES = {
+    *("claim_v1", "due_v1", "leases_v1", "unique_v1", "finished_v1", "channels_v1"),
+    *("heads_v1", "ordered_v1", "blocked_v1", "holds_v1", "group_v1"),
+}
 
 Made = tuple[type[Any], type[Any], type[Any]]
 
@@ -190,7 +193,8 @@ def test_jobs_run_in_a_schema(engine: Engine, schema: str, way: str) -> None:
     base, root, kind = IN_SCHEMA[way](schema)
     base.metadata.create_all(engine)
     name = root.__tablename__
-    suffixes = ("", "_attempts", "_queues", "_runners")
+    others = ("attempts", "queues", "runners", "idempotency", "archive")
+    suffixes = ("", *(f"_{name}" for name in others))
     assert relations(engine, schema) == {f"{name}{suffix}" for suffix in suffixes}
 
     with Session(engine) as session:

@@ -108,9 +108,11 @@ def test_every_state_is_described() -> None:
     assert list(table_rows(page("states.md"), "state")) == list(JobState)
 
 
-@pytest.mark.parametrize("name", ["table", "attempts", "queues", "runners"])
+@pytest.mark.parametrize(
+    "name", ["table", "attempts", "queues", "runners", "idempotency"]
+)
 def test_every_column_is_described(name: str) -> None:
-    """Each column of the four tables has its line, with its type."""
+    """Each column of the tables has its line, with its type."""
     table: Table = getattr(Job.__jobs__, name)
     rows = table_rows(section(page("tables.md"), table.name), "column")
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]

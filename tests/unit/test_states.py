@@ -42,6 +42,9 @@ def _targets(verb: str) -> set[JobState]:
         ("release", {JobState.RUNNING}, {JobState.AVAILABLE}),
         ("rescue", {JobState.RUNNING}, {JobState.AVAILABLE}),
         ("cancel", CANCELLABLE | {JobState.RUNNING}, {JobState.CANCELLED}),
+        ("confirm", {JobState.HELD}, {JobState.AVAILABLE, JobState.SCHEDULED}),
+        ("abort", {JobState.HELD}, {JobState.CANCELLED}),
+        ("expire", {JobState.HELD}, {JobState.CANCELLED}),
         ("requeue", FINAL, {JobState.AVAILABLE}),
     ],
 )
@@ -54,13 +57,16 @@ def test_verb_moves_between_its_states(
 
 
 def test_table_knows_no_other_verbs_and_every_state() -> None:
-    """Every state is a source and a target; the verbs are the ones tested above."""
+    """Every state is left and reached; the verbs are the ones tested above."""
     verbs = {verb for _, _, verbs in MOVES for verb in verbs.split(", ")}
 
-    assert set(TRANSITIONS) == {target for _, target, _ in MOVES} == set(JobState)
+    assert set(TRANSITIONS) == set(JobState)
+    # A job is held from its enqueue on, or never.
+    assert {target for _, target, _ in MOVES} == set(JobState) - {JobState.HELD}
     assert verbs == {
         *("stage", "claim", "complete", "retry", "snooze"),
         *("discard", "release", "rescue", "cancel", "requeue"),
+        *("confirm", "abort", "expire"),
     }
 
 
@@ -103,4 +109,5 @@ def test_diagram_draws_each_transition_once() -> None:
     assert {line.split()[2].rstrip(":") for line in starts} == {
         "scheduled",
         "available",
+        "held",
     }

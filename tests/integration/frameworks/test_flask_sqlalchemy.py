@@ -23,6 +23,8 @@ require("flask-sqlalchemy")
 
 from flask_sqlalchemy import SQLAlchemy  # noqa: E402
 
+SUPPORT = ("attempts", "queues", "runners", "idempotency", "archive")
+
 
 class Base(DeclarativeBase):
     """The application's."""
@@ -160,7 +162,7 @@ def test_jobs_of_a_bind_run_in_its_database(app: Flask) -> None:
     """The support tables go where the job table goes; its engine is given to both."""
     with app.app_context():
         tables = inspect(db.engines["other"]).get_table_names()
-        names = ("", "_attempts", "_queues", "_runners")
+        names = ("", *(f"_{name}" for name in SUPPORT))
         assert set(tables) == {f"other_jobs{name}" for name in names}
         db.session.add(Ping())
         db.session.commit()
