@@ -14,6 +14,10 @@ from sqlalchemy.orm import Session, selectinload
 
 from sqla_jobs._core.limits import NO_FEATURES, Features
 from sqla_jobs._core.options import MIN_LEASE
+from sqla_jobs._core.subscriptions import (
+    Subscription,
+    check_subscriptions,
+)
 from sqla_jobs._dialects import JobDialect
 from sqla_jobs._store.base import built_once, execute
 from sqla_jobs._store.features import feature_flags, read_queues
@@ -24,7 +28,7 @@ from sqla_jobs._store.take import Ask, claim_order, take, taking_columns
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
 
-Source = Callable[[Session, JobTables, Ask, Features], list[Any]]
+_Source = Callable[[Session, JobTables, Ask, Features], list[Any]]
 DEFAULT_LEASE = timedelta(seconds=30)
 MAX_LIMIT = 10_000
 
@@ -56,7 +60,7 @@ def claim(
     session: Session,
     job_class: type[Any],
     *,
-    queues: Sequence[str] | None = None,
+    queues: Sequence[Subscription] | None = None,
     kinds: Sequence[str] | None = None,
     limit: int = 1,
     lease: timedelta = DEFAULT_LEASE,
@@ -71,7 +75,8 @@ def claim(
     Args:
         session: Any session on the job table's database.
         job_class: The root class; or a class under it, to take its kinds only.
-        queues: Names of queues; None takes from all.
+        queues: What to take from: names of queues, (queue, channel) pairs and
+            `Prefix` values, in a list; None takes from all.
         kinds: Kinds to take, mapped or not; None takes any.
         limit: Most jobs to take, 1 to 10,000. Default 1.
         lease: How long the claim holds without `renew`, 3 s or more, unless the job
@@ -79,13 +84,13 @@ def claim(
         now: The time to use instead of the database's clock, for tests.
 
     Raises:
-        JobValueError: If *limit* or *lease* is out of range, or *queues* or *kinds* is
-            one text.
+        JobValueError: If *limit* or *lease* is out of range, *queues* or *kinds* is
+            one text, or *queues* holds something else.
         MissingTables: If the job tables are not there.
     """
     check_limit(limit)
     check_lease(lease)
-    names = check_names("queues", queues)
+    sources = check_sources(queues)
     kinds = check_names("kinds", kinds)
     tables = job_tables(job_class)
     if kinds is None and job_class is not tables.root:
@@ -93,7 +98,7 @@ def claim(
     ask = Ask(
         limit=limit,
         lease=lease,
-        queues=None if names is None else dict.fromkeys(names, limit),
+        queues=None if sources is None else dict.fromkeys(sources, limit),
         kinds=kinds,
         now=now,
     )
@@ -138,7 +143,7 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
     tables: JobTables,
     *,
     kinds: Sequence[str],
-    queues: Mapping[str, int] | None,
+    queues: Mapping[Subscription, int] | None,
     limit: int,
     lease: timedelta,
     runner_id: UUID,
@@ -151,7 +156,7 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
     Lease up to *limit* jobs as mapped instances, in claim order; does not commit.
 
     Args:
-        queues: Most jobs per queue; None takes from all.
+        queues: Most jobs per subscription; None takes from all.
         suspects: Whether one job that crashed its runner twice may be among them.
         late: Most retried and most rescued jobs that come before fresh ones.
         features: What else there is beside plain jobs.
@@ -182,8 +187,8 @@ def _claim_rest(
     return _claim_from(session, tables, ask, features, _other_sources(features))
 
 
-def _other_sources(features: Features) -> list[Source]:
-    found: list[Source] = [claim_heads] if features.ordered else []
+def _other_sources(features: Features) -> list[_Source]:
+    found: list[_Source] = [claim_heads] if features.ordered else []
     return [*found, claim_managed] if features.managed else found
 
 
@@ -192,7 +197,7 @@ def _claim_from(
     tables: JobTables,
     ask: Ask,
     features: Features,
-    sources: Sequence[Source],
+    sources: Sequence[_Source],
 ) -> list[Any]:
     found: list[Any] = []
     for source in sources:
@@ -260,6 +265,17 @@ def check_names(what: str, names: Iterable[str] | None) -> list[str] | None:
     if isinstance(names, str):
         raise JobValueError(f"{what} must be a list of names, e.g. [{names!r}]")
     return None if names is None else list(names)
+
+
+def check_sources(queues: Iterable[Subscription] | None) -> list[Subscription] | None:
+    """
+    Return *queues* as a list; None stays None.
+
+    Raises:
+        JobValueError: If it is one text, or holds what is no subscription.
+    """
+    check_names("queues", queues if isinstance(queues, str) else None)
+    return None if queues is None else check_subscriptions(queues)
 
 
 def kinds_of(tables: JobTables, job_class: type[Any]) -> list[str]:

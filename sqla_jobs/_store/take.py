@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -25,6 +25,14 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
+from sqla_jobs._core.subscriptions import (
+    Prefix,
+    Share,
+    Subscription,
+    names_only,
+    shares_of,
+    subscription_of,
+)
 from sqla_jobs._dialects import JobDialect, bind, dialect_of
 from sqla_jobs._store.base import (
     among,
@@ -39,6 +47,14 @@ Pick = Callable[..., CTE]
 """(tables, dialect, *variant) -> the locked ids to take, as a MATERIALIZED CTE."""
 
 
+class Shape(NamedTuple):
+    """Which kinds of subscriptions a claim statement has to know."""
+
+    all_queues: bool
+    pairs: bool = False
+    prefixes: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """
@@ -46,7 +62,8 @@ class Ask:
 
     Args:
         limit: Most jobs.
-        queues: Most jobs of each queue; None takes from all.
+        queues: Most jobs of each subscription; None takes from all queues. One with no
+            slots left still keeps its jobs from less specific ones.
         kinds: None takes any.
         suspects: Whether one job that crashed its runner twice may be among them.
         late: Most retried and most rescued jobs that come before fresh ones.
@@ -55,7 +72,7 @@ class Ask:
 
     limit: int
     lease: timedelta
-    queues: Mapping[str, int] | None = None
+    queues: Mapping[Subscription, int] | None = None
     kinds: Sequence[str] | None = None
     runner_id: UUID | None = None
     suspects: bool = True
@@ -75,19 +92,58 @@ class Ask:
         if self.late:
             params["late"] = self.late
         if self.queues is not None:
-            slots = [min(count, self.limit) for count in self.queues.values()]
-            params |= {"queue": list(self.queues), "slots": slots}
+            params |= self._wanted(self.queues)
         if self.kinds is not None:
             params["kinds"] = list(self.kinds)
         return params
 
+    def _wanted(self, queues: Mapping[Subscription, int]) -> dict[str, Any]:
+        slots = {one: min(count, self.limit) for one, count in queues.items()}
+        names = [one for one in slots if isinstance(one, str)]
+        found: dict[str, Any] = {
+            "queue": names,
+            "slots": [slots[name] for name in names],
+        }
+        if self.shape.pairs:
+            pairs = [one for one in slots if isinstance(one, tuple)]
+            found["pair_queue"] = [queue for queue, _ in pairs]
+            found["pair_channel"] = [channel for _, channel in pairs]
+            found["pair_slots"] = [slots[pair] for pair in pairs]
+        if self.shape.prefixes:
+            prefixes = [one for one in slots if isinstance(one, Prefix)]
+            found["prefix"] = [prefix.text for prefix in prefixes]
+            found["prefix_slots"] = [slots[prefix] for prefix in prefixes]
+        return found
+
+    @property
+    def shape(self) -> Shape:
+        """Which kinds of subscriptions there are."""
+        if self.queues is None:
+            return Shape(all_queues=True)
+        return Shape(
+            all_queues=False,
+            pairs=any(isinstance(one, tuple) for one in self.queues),
+            prefixes=any(isinstance(one, Prefix) for one in self.queues),
+        )
+
+    def shares(self, queue: str) -> list[Share]:
+        """
+        Return what may be taken from *queue*, in disjoint parts; none if nothing.
+
+        The queues that share a prefix are each offered all of its slots.
+        """
+        return shares_of(self.queues, queue, limit=self.limit)
+
     def after(self, jobs: Sequence[Any]) -> Ask:
         """Return what is still asked for once *jobs* are taken."""
-        taken = Counter(job.queue for job in jobs)
         queues = self.queues
         if queues is not None:
-            left = {queue: slots - taken[queue] for queue, slots in queues.items()}
-            queues = {queue: slots for queue, slots in left.items() if slots > 0}
+            taken = Counter(
+                subscription_of(queues, job.queue, job.channel) for job in jobs
+            )
+            queues = {one: slots - taken[one] for one, slots in queues.items()}
+            if names_only(queues):
+                queues = {name: slots for name, slots in queues.items() if slots > 0}
         suspects = self.suspects and all(job.crashes < SUSPECT_CRASHES for job in jobs)
         return replace(
             self, limit=self.limit - len(jobs), queues=queues, suspects=suspects
@@ -96,7 +152,9 @@ class Ask:
     @property
     def open(self) -> bool:
         """Whether there is anything left to ask for."""
-        return self.limit > 0 and (self.queues is None or bool(self.queues))
+        if self.limit <= 0 or self.queues is None:
+            return self.limit > 0
+        return any(slots > 0 for slots in self.queues.values())
 
 
 def take(

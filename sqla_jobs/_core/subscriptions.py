@@ -1,0 +1,142 @@
+"""What runners and claims take from: queues, channels of queues, prefixes; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqla_jobs.errors import JobValueError
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """
+    In ``queues=``: all queues whose name begins with *text*, letter for letter.
+
+    ``Prefix("")`` means all queues that nothing else there names.
+
+    Raises:
+        JobValueError: If *text* is no text.
+    """
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise JobValueError(f"Prefix takes a text, got {self.text!r}")
+
+
+Subscription = str | tuple[str, str] | Prefix
+"""A queue with all its channels; a (queue, channel) pair; or a prefix of names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """
+    What one subscription may take from one queue.
+
+    Args:
+        subscription: Which one; None where everything is asked for.
+        slots: Most jobs, 1 or more.
+        channel: The only channel; None means all but *without*.
+        without: Channels that are subscribed to on their own.
+    """
+
+    subscription: Subscription | None
+    slots: int
+    channel: str | None = None
+    without: tuple[str, ...] = ()
+
+
+def check_subscriptions(queues: Iterable[Any]) -> list[Subscription]:
+    """
+    Return *queues* as a list.
+
+    Raises:
+        JobValueError: If one is no name, (queue, channel) pair or `Prefix`.
+    """
+    found = list(queues)
+    for one in found:
+        pair = isinstance(one, tuple) and len(one) == 2
+        if not isinstance(one, str | Prefix) and not (
+            pair and all(isinstance(part, str) for part in one)
+        ):
+            raise JobValueError(
+                f"queues: {one!r} is no name of a queue, no (queue, channel) pair"
+                ' and no Prefix("...")'
+            )
+    return found
+
+
+def names_only(queues: Iterable[Subscription]) -> bool:
+    """Return whether *queues* are plain names, which cannot overlap."""
+    return all(isinstance(one, str) for one in queues)
+
+
+def subscription_of(
+    queues: Iterable[Subscription], queue: str, channel: str
+) -> Subscription | None:
+    """Return the most specific one that matches: pair, then name, longest prefix."""
+    known = queues if isinstance(queues, Mapping) else list(queues)
+    if (queue, channel) in known:
+        return (queue, channel)
+    return _for_the_rest(known, queue)
+
+
+def _for_the_rest(queues: Iterable[Subscription], queue: str) -> Subscription | None:
+    if queue in queues:
+        return queue
+    fitting = [
+        one for one in queues if isinstance(one, Prefix) and queue.startswith(one.text)
+    ]
+    return max(fitting, key=lambda one: len(one.text), default=None)
+
+
+def shares_of(
+    queues: Mapping[Subscription, int] | None, queue: str, *, limit: int
+) -> list[Share]:
+    """
+    Return what may be taken from *queue*, at most *limit* each; disjoint.
+
+    A prefix gives its slots to each queue that it matches; they share them, which is
+    the caller's business.
+    """
+    if queues is None:
+        return [Share(None, limit)] if limit > 0 else []
+    pairs = [one for one in queues if isinstance(one, tuple) and one[0] == queue]
+    shares = [Share(one, min(limit, queues[one]), channel=one[1]) for one in pairs]
+    rest = _for_the_rest(queues, queue)
+    if rest is not None:
+        without = tuple(channel for _, channel in pairs)
+        shares.append(Share(rest, min(limit, queues[rest]), without=without))
+    return [share for share in shares if share.slots > 0]
+
+
+def label(subscription: Subscription) -> str:
+    """
+    Return a text for logs and the runner's row that `read_label` understands.
+
+    A name is itself; one that begins like JSON, a pair and a prefix are JSON.
+    """
+    match subscription:
+        case Prefix(text):
+            return json.dumps({"prefix": text}, ensure_ascii=False)
+        case (queue, channel):
+            return json.dumps([queue, channel], ensure_ascii=False)
+    name = str(subscription)
+    return json.dumps(name, ensure_ascii=False) if name[:1] in _JSON else name
+
+
+_JSON = ('"', "[", "{")
+
+
+def read_label(text: str) -> Subscription:
+    """Return the subscription that `label` wrote."""
+    if text[:1] not in _JSON:
+        return text
+    value: Any = json.loads(text)
+    if isinstance(value, dict):
+        return Prefix(value["prefix"])
+    return (value[0], value[1]) if isinstance(value, list) else str(value)
