@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqla_jobs.alembic  # noqa: F401 - shows autogenerate what it cannot see
 from sqla_jobs._core.backoff import Backoff, constant, custom, exponential, linear
+from sqla_jobs._core.explanation import Explanation, Reason, Why
 from sqla_jobs._core.options import Retention
 from sqla_jobs._core.outcomes import Cancel, Complete, Discard, Outcome, Retry, Snooze
 from sqla_jobs._core.states import JobState
@@ -11,6 +12,7 @@ from sqla_jobs._hooks import install
 from sqla_jobs._store.claim import Claim, claim
 from sqla_jobs._store.enqueue import enqueue_many
 from sqla_jobs._store.enqueue_select import enqueue_select
+from sqla_jobs._store.explain import explain
 from sqla_jobs._store.operate import (
     CancelResult,
     RequeueResult,
@@ -63,6 +65,7 @@ __all__ = [
     "Difference",
     "Discard",
     "DuplicateJob",
+    "Explanation",
     "JobDefinitionError",
     "JobMixin",
     "JobState",
@@ -71,6 +74,7 @@ __all__ = [
     "MissingTables",
     "Outcome",
     "PayloadError",
+    "Reason",
     "RequeueResult",
     "Rescued",
     "Retention",
@@ -81,6 +85,7 @@ __all__ = [
     "SqlaJobsError",
     "Staged",
     "UnsupportedDialect",
+    "Why",
     "arg",
     "cancel",
     "check",
@@ -92,6 +97,7 @@ __all__ = [
     "discard",
     "enqueue_many",
     "enqueue_select",
+    "explain",
     "exponential",
     "fail",
     "handles",

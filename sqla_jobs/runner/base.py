@@ -238,13 +238,17 @@ class RunnerBase:
             found.moved += expire_holds(session, tables)
         found.features = features_of(session, tables, staged)
         now = time.monotonic()
-        if now - self._seen_at > self.options.lease.total_seconds() / 3:
+        if now - self._seen_at > self._seen_every():
             upsert_runner(session, tables, self._info())
         return found
 
+    def _seen_every(self) -> float:
+        # However long the lease: explain() takes who is silent for a minute for dead.
+        return min(self.options.lease.total_seconds() / 3, 20.0)
+
     def _swept(self, found: Swept) -> None:
         now = time.monotonic()
-        if now - self._seen_at > self.options.lease.total_seconds() / 3:
+        if now - self._seen_at > self._seen_every():
             self._seen_at = now
         for job in found.rescued:
             log.log(
