@@ -31,9 +31,8 @@ HOUR = timedelta(hours=1)
 @pytest.mark.parametrize("how", ["complete", "fail", "snooze"])
 def test_outcomes_without_a_session_are_written_in_batches(kit: Kit, how: str) -> None:
     """
-    1,000 jobs that do nothing cost at most 0.2 statements and transactions each, on
+    1,000 jobs that do nothing cost at most 0.03 statements and transactions each, on
     the runner's connections, and none on the application's; failures and snoozes too.
-    An idle machine needs 0.03, a busy one makes smaller batches.
     """
     used: list[str] = []
     commits: list[int] = []
@@ -58,14 +57,16 @@ def test_outcomes_without_a_session_are_written_in_batches(kit: Kit, how: str) -
             await ok(runner.run_until_idle())
         return list(seen)
 
-    seen = kit.with_runner(use, concurrency=500 if kit.shell == "aio" else 100)
+    # Looks by the clock are not what is counted: a busy machine would make more.
+    slots = 500 if kit.shell == "aio" else 100
+    seen = kit.with_runner(use, concurrency=slots, poll=timedelta(seconds=10))
 
     states = {"complete": "completed", "fail": "retryable", "snooze": "scheduled"}
     assert set(kit.states()) == {states[how]}
-    work = [one for one in seen if "pg_catalog" not in one]
-    assert len(work) <= 200, len(work)
-    assert len(commits) <= 200, len(commits)
-    assert [one for one in used if "jobs" in one] == []
+    on_jobs = [s for s in seen if "jobs" in s and "pg_catalog" not in s]
+    assert len(on_jobs) <= 60, len(on_jobs)
+    assert len(commits) <= 60, len(commits)
+    assert [s for s in used if "jobs" in s] == []
 
 
 def test_job_with_one_write_costs_two_statements(kit: Kit) -> None:
