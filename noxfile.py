@@ -38,10 +38,12 @@ OLDEST = None if sys.version_info[:2] == (3, int(FLOOR.split(".")[1])) else FLOO
 WORKERS = 2 * (os.cpu_count() or 1)
 PYTEST = ("python", "-m", "pytest", "-n", str(WORKERS), "--dist", "loadfile")
 
+EXTRAS = ("asyncio", "binary", "cli", "http")
 # What versions of the dependencies can break.
 DEPENDENT = (
     *("tests/unit", "tests/conformance", "tests/drivers", "tests/testing"),
     *("tests/integration/alembic", "tests/integration/frameworks"),
+    "tests/integration/http",
     *("tests/runner/test_promises.py", "tests/runner/test_what_happens_when.py"),
     *("tests/integration/cli/test_settings.py", "-m", "not slow"),
 )
@@ -72,7 +74,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, and the code blocks of the README and the documentation."""
-    session.install("-e", ".[demo,reload]", *group("tests"))
+    session.install("-e", ".[demo,http,reload]", *group("tests", "fuzz"))
     session.run(*PYTEST, *session.posargs)
 
 
@@ -80,7 +82,7 @@ def tests(session: nox.Session) -> None:
 @nox.parametrize("driver", ["psycopg", "psycopg_async", "asyncpg", "psycopg2"])
 def drivers(session: nox.Session, driver: str) -> None:
     """Run the tests of the protocol, the runners and the drivers on each driver."""
-    session.install("-e", ".[demo,reload]", *group("tests"))
+    session.install("-e", ".[demo,http,reload]", *group("tests"))
     folders = ["tests/conformance", "tests/drivers"]
     folders += [] if driver == "psycopg_async" else ["tests/runner"]
     session.run(*PYTEST, f"--driver={driver}", *(session.posargs or folders))
@@ -91,13 +93,13 @@ def minimum(session: nox.Session) -> None:
     """Run the tests with the oldest Python and the oldest dependencies allowed."""
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = [*PROJECT["project"]["dependencies"]]
-    wanted += [one for name in ("asyncio", "binary", "cli") for one in extras[name]]
+    wanted += [one for name in EXTRAS for one in extras[name]]
     wanted += [*group("companions"), *extras["reload"][1:]]
     oldest = Path(session.create_tmp(), "oldest.txt")
     pins = (re.sub(r"\[.*\]", "", one).replace(">=", "==") for one in wanted)
     oldest.write_text("\n".join(pins))
     session.install(
-        "-e", ".[demo,reload]", *group("tests"), "--constraint", str(oldest)
+        "-e", ".[demo,http,reload]", *group("tests"), "--constraint", str(oldest)
     )
     session.run(*PYTEST, *(session.posargs or DEPENDENT))
 
@@ -124,7 +126,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check the types with mypy and with pyright."""
-    session.install("-e", ".[demo,reload]", *group("tests", "types"))
+    session.install("-e", ".[demo,http,reload]", *group("tests", "types"))
     session.run("mypy")
     example = "docs/examples/code_index"
     files = sorted(map(str, Path(example).glob("*.py")))
@@ -136,7 +138,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning or a dead reference is an error."""
-    session.install("-e", ".[demo]", *group("docs"))
+    session.install("-e", ".[demo,http]", *group("docs"))
     target = session.posargs or ["docs/_build/html"]
     session.run("sphinx-build", "-W", "-n", "-q", "-E", "-b", "html", "docs", *target)
 
@@ -217,5 +219,5 @@ def use_template(
 @nox.session
 def bench(session: nox.Session) -> None:
     """Print jobs per second beside plain psycopg loops, measured in the same run."""
-    session.install("-e", ".[demo,reload]", *group("tests"))
+    session.install("-e", ".[demo,http,reload]", *group("tests"))
     session.run("python", "-m", "tests.benchmarks", *session.posargs)

@@ -109,6 +109,7 @@ class AsyncRunner(RunnerBase):
         )
         opener_engine = async_engine_of(session_maker, self.tables.root)
         self._engine = opener_engine
+        self.session_maker = session_maker
         self._control = AsyncControl(opener_engine)
         around = self._surroundings(asynchronous=True)
         opener = async_opener(session_maker, opener_engine)
@@ -180,7 +181,7 @@ class AsyncRunner(RunnerBase):
         try:
             await self._check_tables()
             self._start_watch(self._engine)
-            await self._control.run(self._sweep_work)
+            self._swept(await self._control.run(self._sweep_work))
             attempts = await self._claim(Claim(1, self._one_of_each_queue()))
             if not attempts:
                 return None

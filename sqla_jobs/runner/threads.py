@@ -140,6 +140,7 @@ class Runner(RunnerBase):
             max_crashes=max_crashes,
         )
         self._engine = engine_of(session_maker, self.tables.root)
+        self.session_maker = session_maker
         self._control = Control(self._engine)
         around = Surroundings(
             self.handlers,
@@ -193,7 +194,7 @@ class Runner(RunnerBase):
         try:
             self._check_tables()
             self._start_watch(self._engine)
-            self._control.run(self._sweep_work)
+            self._swept(self._control.run(self._sweep_work))
             attempts = self._claim(Claim(1, self._one_of_each_queue()))
             if not attempts:
                 return None
