@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    ClauseElement,
     Column,
     Double,
     Index,
@@ -16,11 +17,14 @@ from sqlalchemy import (
     Table,
     Text,
     func,
+    inspect,
     text,
 )
-from sqlalchemy.orm import Mapped, registry
+from sqlalchemy.orm import Mapped, registry, validates
 from sqlalchemy.sql.elements import conv
 
+from sqla_jobs._core.limits import SETTINGS, checked_setting
+from sqla_jobs._core.options import unknown
 from sqla_jobs.models.columns import COLUMN_ORDER
 from sqla_jobs.models.types import DURATION, JSON_VALUE, TIME, UUID
 
@@ -29,7 +33,12 @@ class SupportRow:
     """A row of a support table; written by the library, read by anybody."""
 
     def __init__(self, **values: Any) -> None:
+        known = inspect(type(self)).column_attrs.keys()
         for name, value in values.items():
+            if name not in known:
+                raise TypeError(
+                    f"{type(self).__name__}: {unknown('keyword', name, known)}"
+                )
             setattr(self, name, value)
 
 
@@ -48,7 +57,15 @@ class AttemptRow(SupportRow):
 
 
 class QueueRow(SupportRow):
-    """What operators set for one queue; a queue without a row has the defaults."""
+    """
+    What operators set for one queue; a queue without a row has the defaults.
+
+    `set_queue` writes it. Values are checked as they are assigned.
+
+    Raises:
+        TypeError: If a keyword is none of the settings.
+        JobValueError: If a value cannot be used.
+    """
 
     name: Mapped[str]
     paused: Mapped[bool]
@@ -61,6 +78,12 @@ class QueueRow(SupportRow):
     tokens: Mapped[float | None]
     tokens_at: Mapped[datetime | None]
     on_discard: Mapped[str]
+
+    @validates(*SETTINGS)
+    def _check(self, name: str, value: Any) -> Any:
+        if isinstance(value, ClauseElement):
+            return value
+        return checked_setting(type(self).__name__, name, value)
 
 
 class IdempotencyRow(SupportRow):
