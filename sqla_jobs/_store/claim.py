@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import lru_cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from sqla_jobs._core.subscriptions import (
     check_subscriptions,
 )
 from sqla_jobs._dialects import JobDialect
-from sqla_jobs._store.base import built_once, execute
+from sqla_jobs._store.base import execute
 from sqla_jobs._store.features import feature_flags, read_queues
 from sqla_jobs._store.heads import claim_heads
 from sqla_jobs._store.managed import claim_managed
@@ -113,7 +114,7 @@ def _claim_plain(
     session: Session, tables: JobTables, ask: Ask
 ) -> tuple[list[Any], Features]:
     """Lease rows, and learn in the same statement what it left alone."""
-    build = _FLAGGED[ask.queues is None, ask.kinds is None]
+    build = partial(_flagged, variant=_variant(ask))
     found = execute(session, tables, build, ask.params()).all()
     ordered, rows_of_queues = found[0].has_ordered, found[0].has_queues
     rows = [row for row in found if row.id is not None]
@@ -124,18 +125,18 @@ def _claim_plain(
     return rows, features
 
 
-def _flagged(all_queues: bool, all_kinds: bool) -> Any:
-    @built_once
-    def build(tables: JobTables, dialect: JobDialect) -> Executable:
-        picked = pick(tables, dialect, all_queues, all_kinds)
-        taken = taking_columns(tables, dialect, picked).cte("taken")
-        flags = select(*feature_flags(tables)).subquery("flags")
-        return select(flags, taken).select_from(flags.outerjoin(taken, literal(True)))
+@lru_cache(maxsize=256)
+def _flagged(
+    tables: JobTables, dialect: JobDialect, variant: tuple[Any, ...]
+) -> Executable:
+    picked = pick(tables, dialect, *variant)
+    taken = taking_columns(tables, dialect, picked).cte("taken")
+    flags = select(*feature_flags(tables)).subquery("flags")
+    return select(flags, taken).select_from(flags.outerjoin(taken, literal(True)))
 
-    return build
 
-
-_FLAGGED = {(q, k): _flagged(q, k) for q in (True, False) for k in (True, False)}
+def _variant(ask: Ask) -> tuple[Any, ...]:
+    return ask.shape, ask.kinds is None, ask.late > 0
 
 
 def claim_jobs(  # noqa: PLR0913 - one keyword per condition
@@ -211,7 +212,7 @@ def _claim_from(
 def _plain(
     session: Session, tables: JobTables, ask: Ask, features: Features
 ) -> list[Any]:
-    return take(session, tables, ask, pick, ask.queues is None, ask.kinds is None)
+    return take(session, tables, ask, pick, *_variant(ask))
 
 
 def load_relationships(session: Session, jobs: Sequence[Any]) -> None:

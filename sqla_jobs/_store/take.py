@@ -13,7 +13,6 @@ from uuid import UUID
 from sqlalchemy import (
     CTE,
     ColumnElement,
-    Executable,
     Interval,
     Update,
     Uuid,
@@ -196,7 +195,7 @@ def _entities(
 @lru_cache(maxsize=256)
 def _columns(
     tables: JobTables, dialect: JobDialect, pick: Pick, variant: tuple[Any, ...]
-) -> Executable:
+) -> Any:
     return taking_columns(tables, dialect, pick(tables, dialect, *variant))
 
 
