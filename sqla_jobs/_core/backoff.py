@@ -252,15 +252,19 @@ def _check_growth(
         raise JobValueError(f"{function}(jitter={jitter!r}) must be from 0 to 1")
 
 
-def _check_duration(function: str, name: str, value: Any) -> None:
-    problem = ""
+def duration_problem(value: Any) -> str | None:
+    """Return what is wrong with a duration from 0 to `MAX_DELAY`, None if nothing."""
     if not isinstance(value, timedelta):
-        problem = "must be a timedelta"
-    elif value < _ZERO:
-        problem = "is negative; give zero or more"
-    elif value > MAX_DELAY:
-        problem = f"is above {MAX_DELAY.days} days"
-    if problem:
+        return "must be a timedelta"
+    if value < _ZERO:
+        return "is negative; give zero or more"
+    if value > MAX_DELAY:
+        return f"is above {MAX_DELAY.days} days"
+    return None
+
+
+def _check_duration(function: str, name: str, value: Any) -> None:
+    if problem := duration_problem(value):
         raise JobValueError(f"{function}({name}={value!r}) {problem}")
 
 
