@@ -17,6 +17,9 @@ MIN_LEASE = timedelta(seconds=3)
 MAX_NAME_BYTES = 200
 """The longest name of a queue, channel or kind, in bytes of UTF-8."""
 
+RAW_KIND = "raw"
+"""The kind of jobs that no class is for: they are done outside of Python."""
+
 CONFLICT_POLICIES = ("raise", "skip", "replace", "return")
 """What an enqueue may do when a live job has the same unique key."""
 

@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from sqla_jobs._core.options import RAW_KIND
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import built_once, execute
 from sqla_jobs._store.take import claimable
@@ -80,8 +81,10 @@ def _forgetting(tables: JobTables, dialect: JobDialect) -> Executable:
 def unknown_kinds(
     session: Session, tables: JobTables, known: Sequence[str]
 ) -> list[str]:
-    """Return kinds of available jobs, of the first 1,000 found, not among *known*."""
-    return list(execute(session, tables, _unknown, {"known": list(known)}).scalars())
+    """Return kinds of available jobs, of the first 1,000 found, that are not *known*."""
+    return list(
+        execute(session, tables, _unknown, {"known": [RAW_KIND, *known]}).scalars()
+    )
 
 
 @built_once

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from sqla_jobs._core.options import KEYWORDS, unknown
+from sqla_jobs._core.options import KEYWORDS, RAW_KIND, unknown
 from sqla_jobs.errors import JobDefinitionError
 from sqla_jobs.models.annotations import own_annotations
 from sqla_jobs.models.columns import COLUMN_NAMES
 
 RESERVED = COLUMN_NAMES | {
-    *("delay", "hold_for", "on_conflict"),
+    *("delay", "hold_for", "on_conflict", "duplicate_of"),
     *("Archived", "Attempt", "Idempotency", "Queue", "Runner"),
 }
 """Attributes of every job that no subclass may declare."""
@@ -121,10 +121,15 @@ def check_job(cls: type[Any]) -> None:
     Check the kind, aliases and relationships of a job class.
 
     Raises:
-        JobDefinitionError: If a kind is taken, or a relationship unknown.
+        JobDefinitionError: If a kind is taken or reserved, or a relationship unknown.
     """
     given, taken = cls.__job_options__, cls.__jobs__.kinds
     kinds = (given.kind, *given.aliases)
+    if RAW_KIND in kinds:
+        raise JobDefinitionError(
+            f"{cls.__name__}: the kind {RAW_KIND!r} is that of jobs without a class;"
+            " give it another kind="
+        )
     for i, kind in enumerate(kinds):
         other = cls if kind in kinds[:i] else taken.get(kind)
         if other is not None:
