@@ -20,6 +20,8 @@ def lock_names(
     tables: JobTables,
     space: str,
     names: Collection[tuple[str, ...]],
+    *,
+    whole: bool = False,
 ) -> None:
     """
     Wait until this transaction alone has *names*, in one statement.
@@ -30,6 +32,7 @@ def lock_names(
 
     Args:
         space: What the names are of, such as "channel".
+        whole: Whether the whole space is locked in any case; default no.
     """
     connection = connection_of(session, tables)
     if not dialect_of(connection).name_locks:
@@ -37,7 +40,7 @@ def lock_names(
     # As the wake-ups: the tenants of schema_translate_map do not meet.
     of = (tables.channel_in(connection.get_execution_options()), space)
     keys = sorted({_key(*of, *name) for name in names})
-    shared = len(keys) <= MOST_NAMES
+    shared = not whole and len(keys) <= MOST_NAMES
     params = {
         "keys": [_key(*of), *(keys if shared else ())],
         "shared": [shared, *(False for _ in keys if shared)],
