@@ -67,7 +67,48 @@ class PostgresServerError(SqlaJobsError, RuntimeError):
 
 
 class DuplicateJob(SqlaJobsError):
-    """A live job already holds the unique key."""
+    """
+    A live job already holds the unique key.
+
+    Args:
+        unique_key: The key.
+        job_id: The live job's id; None if it is a new one without an id yet.
+    """
+
+    def __init__(
+        self, message: str, unique_key: str | None = None, job_id: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.unique_key, self.job_id = unique_key, job_id
+
+    def __reduce__(self) -> tuple[type[DuplicateJob], tuple[object, ...]]:
+        return type(self), (*self.args, self.unique_key, self.job_id)
+
+
+class HoldExpired(SqlaJobsError):
+    """
+    A job is not held any more: expired, aborted, confirmed already, or unknown.
+
+    Args:
+        job_id: The first such job.
+        state: Its state; None if it is unknown.
+        reason: Why it ended, as the row says.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        job_id: int,
+        state: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.job_id, self.state, self.reason = job_id, state, reason
+
+    def __reduce__(
+        self,
+    ) -> tuple[type[HoldExpired], tuple[str, int, str | None, str | None]]:
+        return type(self), (str(self), self.job_id, self.state, self.reason)
 
 
 class LeaseLost(SqlaJobsError):

@@ -32,6 +32,7 @@ from sqla_jobs.models.support import (
     queues_table,
     runners_table,
 )
+from sqla_jobs.models.unique import check_unique
 
 
 def prepare(cls: type[Any], keywords: dict[str, Any]) -> dict[str, Any]:
@@ -193,3 +194,4 @@ def _finish_job(mapper: Mapper[Any], cls: type[Any]) -> None:
         cls.__jobs__.kinds[kind] = cls
         mapper.polymorphic_map[kind] = mapper
     cls.__job_required__ = cls.__job_required__ | relax_columns(mapper)
+    check_unique(mapper, cls)
