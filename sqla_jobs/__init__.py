@@ -13,6 +13,7 @@ from sqla_jobs._store.claim import Claim, claim
 from sqla_jobs._store.enqueue import enqueue_many
 from sqla_jobs._store.enqueue_select import enqueue_select
 from sqla_jobs._store.explain import explain
+from sqla_jobs._store.holds import abort_hold, confirm_hold, extend_hold
 from sqla_jobs._store.operate import (
     CancelResult,
     RequeueResult,
@@ -36,6 +37,7 @@ from sqla_jobs.errors import (
     AttemptInterrupted,
     Difference,
     DuplicateJob,
+    HoldExpired,
     JobDefinitionError,
     JobValueError,
     LeaseLost,
@@ -66,6 +68,7 @@ __all__ = [
     "Discard",
     "DuplicateJob",
     "Explanation",
+    "HoldExpired",
     "JobDefinitionError",
     "JobMixin",
     "JobState",
@@ -86,12 +89,14 @@ __all__ = [
     "Staged",
     "UnsupportedDialect",
     "Why",
+    "abort_hold",
     "arg",
     "cancel",
     "check",
     "checkpoint",
     "claim",
     "complete",
+    "confirm_hold",
     "constant",
     "custom",
     "discard",
@@ -99,6 +104,7 @@ __all__ = [
     "enqueue_select",
     "explain",
     "exponential",
+    "extend_hold",
     "fail",
     "handles",
     "install",

@@ -8,8 +8,7 @@ except `install`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -28,8 +27,9 @@ from sqlalchemy.sql.visitors import iterate
 
 from sqla_jobs._core.states import JobState
 from sqla_jobs._store import wake
-from sqla_jobs._store.base import connection_of
-from sqla_jobs._store.enqueue import read_clock
+from sqla_jobs._store.channels import is_ordered, lock_channels, refuse_ordered
+from sqla_jobs._store.times import set_times
+from sqla_jobs._store.unique import add_key, keep_unique
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobMixin, JobTables, job_tables, validate
 from sqla_jobs.models.arg import args_of
@@ -59,9 +59,9 @@ def _before_insert(mapper: Any, connection: Connection, job: JobMixin) -> None:
     session = object_session(job)
     if session is not None and id(job) not in session.info.get(_CHECKED, ()):
         validate(job)
-        if job._delay is not None:
-            now = read_clock(connection, job_tables(job))
-            job.run_at = now + job._delay
+        add_key(job)
+        lock_channels(connection, [job])
+        set_times(connection, [job])
 
 
 @event.listens_for(Session, "after_flush")
@@ -108,25 +108,16 @@ def _payload_changed(job: JobMixin) -> bool:
 def _enqueue(session: Session, jobs: Sequence[JobMixin]) -> None:
     for job in jobs:
         validate(job)
-    _resolve_delays(session, jobs)
+    jobs = keep_unique(session, jobs)
+    lock_channels(session, jobs)
+    set_times(session, jobs)
     _regroup(jobs)
     session.info[_CHECKED] = frozenset(map(id, jobs))
 
 
-def _resolve_delays(session: Session, jobs: Iterable[JobMixin]) -> None:
-    clocks: dict[Connection, datetime] = {}
-    for job in jobs:
-        if job._delay is not None:
-            tables = job_tables(job)
-            connection = connection_of(session, tables)
-            if connection not in clocks:
-                clocks[connection] = read_clock(session, tables)
-            job.run_at = clocks[connection] + job._delay
-
-
 def _regroup(jobs: Sequence[JobMixin]) -> None:
     """
-    Let jobs with the same columns follow each other.
+    Let jobs with the same columns follow each other; ordered ones stay as added.
 
     A flush sends consecutive rows with the same parameters as one INSERT, so mixed jobs
     would cost one statement each. Foreign keys are not affected: the order inside one
@@ -135,17 +126,16 @@ def _regroup(jobs: Sequence[JobMixin]) -> None:
     if len(jobs) < 2:
         return
     seen: dict[Any, int] = {}
-    ranks = [_rank(job, seen) for job in jobs]
-    states = [inspect(job) for job in jobs]
-    numbers = sorted(state.insert_order for state in states)
-    by_number = sorted(range(len(jobs)), key=lambda i: states[i].insert_order)
-    by_rank = sorted(by_number, key=ranks.__getitem__)
-    for i, number in zip(by_rank, numbers, strict=True):
-        states[i].insert_order = number
+    ranked = sorted(jobs, key=lambda job: _rank(job, seen))
+    # Not the old numbers: they may be double once an object was expunged.
+    for number, job in enumerate(ranked):
+        inspect(job).insert_order = number
 
 
 def _rank(job: JobMixin, seen: dict[Any, int]) -> tuple[int, int, int]:
     """Return the ranks of the row's columns, its class, and its own table's columns."""
+    if is_ordered(job):
+        return -1, -1, -1
     shape = _shape_of(type(job))
     row = vars(job)
     keys = (
@@ -240,10 +230,12 @@ def _watch_insert(execution: ORMExecuteState) -> None:
     entity = target.get("entity")
     if isinstance(entity, type) and issubclass(entity, JobMixin):
         _check_keys(entity, execution)
+        _check_unordered(entity, execution)
         wake.note(execution.session, job_tables(entity))
     elif isinstance(target.get("table"), Table):
         tables = _tables_of(target["table"])
         if tables is not None:
+            _check_unordered(tables.root, execution)
             wake.note(execution.session, tables)
 
 
@@ -264,6 +256,23 @@ def _check_keys(cls: type[JobMixin], execution: ORMExecuteState) -> None:
         }
         if names := [name for name in unknown if name not in bound]:
             raise JobValueError(_unknown_text(cls, names))
+
+
+def _check_unordered(cls: type[JobMixin], execution: ORMExecuteState) -> None:
+    """Refuse what is ordered; what the server makes of an expression counts as such."""
+    statement = cast("Insert", execution.statement)
+    if "ordered" in (statement._select_names or ()):
+        refuse_ordered(cls, "insert")
+    given = execution.parameters
+    rows = [given] if isinstance(given, Mapping) else list(given or ())
+    rows += [statement._values or {}]
+    rows += [row for several in statement._multi_values for row in several]
+    for row in rows:
+        for key, value in row.items():
+            name = getattr(key, "key", key)
+            value = getattr(value, "value", value)
+            if name == "ordered" and value is not False and value is not None:
+                refuse_ordered(cls, "insert")
 
 
 def _unknown_text(cls: type[JobMixin], names: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import islice
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -11,39 +11,44 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     Column,
-    Connection,
     Executable,
     Table,
     Text,
     insert,
     inspect,
-    select,
 )
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper, Session
 
 from sqla_jobs._core.payloads import check_size, dump
 from sqla_jobs._core.states import JobState
+from sqla_jobs._core.unique import Refusal
 from sqla_jobs._dialects import JobDialect, dialect_of
 from sqla_jobs._dialects.base import bind
 from sqla_jobs._store import wake
-from sqla_jobs._store.base import built_once, connection_of, execute, raise_if_missing
+from sqla_jobs._store.base import connection_of, raise_if_missing
+from sqla_jobs._store.channels import refuse_ordered
+from sqla_jobs._store.times import read_clock, times
+from sqla_jobs._store.unique import raise_duplicate, take_keys
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables, validate
 from sqla_jobs.models.construct import construct, plan_of
+from sqla_jobs.models.unique import policy_of, unique_key_of
 
 PAYLOAD = bind("payload", Text())
 CHUNK = 1_000
-CLOCK = "sqla_jobs.clock"  # in Session.info: the clock of a test
 COPY_THRESHOLD = 100
 
 
 class Row(NamedTuple):
     """A checked row: its columns by attribute name, its payload as JSON text."""
 
+    number: int
     columns: dict[str, Any]
     payload: str
     delay: timedelta | None
+    hold_for: timedelta | None
+    on_conflict: str
 
 
 def enqueue_many(
@@ -61,7 +66,8 @@ def enqueue_many(
     but no object is made: there are no relationships (give the foreign key), and no
     ``@validates`` of the class is called. *rows* may be a generator; only *chunk* of
     them are in memory. Inside a chunk, rows with other keys may be stored in another
-    order than given. Runners are woken once, at the commit.
+    order than given, so ordered jobs are refused. Runners are woken once, at the
+    commit. Jobs that are left out for their unique key are not counted.
 
     With many rows COPY is used, inside the session's transaction like any statement.
     INSERT is used for columns whose default or type needs SQL or a Python function, for
@@ -78,6 +84,9 @@ def enqueue_many(
         TypeError: If a keyword is unknown or an `Arg` is missing; names the row.
         JobValueError: If a value cannot be used; names the row.
         PayloadError: If an `Arg` is of the wrong type; names the row.
+        DuplicateJob: If a live job has the unique key of a row and its policy is to
+            raise; names the row. Nothing of its chunk is enqueued; the transaction
+            stays usable.
         MissingTables: If the job tables are not there.
     """
     check_session(session, "enqueue_many")
@@ -91,8 +100,9 @@ def enqueue_many(
     writer.copies = copy_threshold is not None and len(first) >= copy_threshold
     count = 0
     for part in _chunks(first, given, chunk):
-        writer.write([writer.shape.row(i, values) for i, values in part])
-        count += len(part)
+        made = [writer.shape.row(i, values) for i, values in part]
+        # A full chunk is hardly the last one.
+        count += writer.write(made, more=len(part) == chunk)
     return count
 
 
@@ -114,22 +124,6 @@ def flush_before(session: Session) -> None:
     """Flush as a query would: the new rows may refer to pending objects."""
     if session.autoflush:
         session.flush()
-
-
-def read_clock(session: Session | Connection, tables: JobTables) -> datetime:
-    """Return the database's clock, or what the clock of a test says instead."""
-    clock = session.info.get(CLOCK) if isinstance(session, Session) else None
-    now: datetime
-    if clock is not None:
-        now = clock.tell(connection_of(session, tables), tables)
-    else:
-        now = execute(session, tables, _clock, {}).scalar_one()
-    return now
-
-
-@built_once
-def _clock(tables: JobTables, dialect: JobDialect) -> Executable:
-    return select(dialect.clock())
 
 
 def _chunks(
@@ -157,7 +151,7 @@ class _Shape:
         self.columns: dict[str, Column[Any]] = {
             attribute.key: attribute.columns[0] for attribute in attributes
         }
-        self.known = frozenset({*self.columns, "_delay"})
+        self.known = frozenset({*self.columns, "_delay", "_hold_for", "_on_conflict"})
         # COPY knows no defaults of SQLAlchemy's: plain values are filled in here, for
         # functions and SQL it is an INSERT.
         columns = self.columns.items()
@@ -180,6 +174,8 @@ class _Shape:
                 "__job_plan__": plan_of(job_class),
                 "__job_options__": job_class.__job_options__,
                 "_delay": None,
+                "_hold_for": None,
+                "_on_conflict": None,
             },
         )
 
@@ -192,11 +188,11 @@ class _Shape:
             JobValueError: As the constructor and the flush do.
         """
         try:
-            return self._row(values)
+            return self._row(index, values)
         except (TypeError, JobValueError) as exc:
             raise type(exc)(f"row {index}: {exc}") from exc
 
-    def _row(self, values: Any) -> Row:
+    def _row(self, index: int, values: Any) -> Row:
         if not isinstance(values, Mapping):
             raise TypeError(
                 f"expected a mapping of the constructor's keywords, got {values!r};"
@@ -207,6 +203,8 @@ class _Shape:
         row = vars(job)
         if not self.known.issuperset(row):
             self._raise_no_column(row)
+        if row.get("ordered"):
+            refuse_ordered(self.job_class, "enqueue_many")
         for name in self.required:
             if row.get(name) is None:
                 validate(self.job_class(**values))
@@ -214,7 +212,12 @@ class _Shape:
             row.setdefault(name, default)
         text = dump(row["payload"], self.path)
         check_size(text, self.job_class.__payload_limit__, self.path)
-        return Row(row, text, row.pop("_delay", None))
+        policy = policy_of(job)
+        delay, hold_for = row.pop("_delay", None), row.pop("_hold_for", None)
+        row.pop("_on_conflict", None)
+        if (key := unique_key_of(self.job_class, row)) is not None:
+            row["unique_key"] = key
+        return Row(index, row, text, delay, hold_for, policy)
 
     def _raise_no_column(self, row: Mapping[str, Any]) -> None:
         name = next(name for name in row if name not in self.known)
@@ -241,9 +244,15 @@ class _Writer:
         self.session, self.tables, self.shape = session, tables, shape
         self.copies = False
 
-    def write(self, rows: Sequence[Row]) -> None:
-        """Write a chunk: one statement for each set of columns."""
-        self._resolve_delays(rows)
+    def write(self, rows: Sequence[Row], *, more: bool) -> int:
+        """
+        Write a chunk, one statement for each set of columns; return how many rows.
+
+        Raises:
+            DuplicateJob: If the unique key of a row is taken, and nothing else to do.
+        """
+        rows = self._keep_unique(rows, more=more)
+        self._set_times(rows)
         groups: dict[frozenset[str], list[Row]] = {}
         for row in rows:
             groups.setdefault(frozenset(row.columns), []).append(row)
@@ -256,13 +265,27 @@ class _Writer:
         available = JobState.AVAILABLE.value
         if any(row.columns["state"] == available for row in rows):
             wake.note(self.session, self.tables)
+        return len(rows)
 
-    def _resolve_delays(self, rows: Sequence[Row]) -> None:
-        delayed = [(row, row.delay) for row in rows if row.delay is not None]
-        if delayed:
+    def _keep_unique(self, rows: Sequence[Row], *, more: bool) -> Sequence[Row]:
+        """Return the rows that are to be inserted."""
+        keyed = [row for row in rows if "unique_key" in row.columns]
+        if not keyed:
+            return rows
+        wanted = [(row.columns["unique_key"], row.on_conflict) for row in keyed]
+        found = take_keys(self.session, self.tables, wanted, more=more)
+        if isinstance(found, Refusal):
+            raise_duplicate(f"row {keyed[found.number].number}", found)
+        gone = {keyed[number].number for number in found}
+        return [row for row in rows if row.number not in gone]
+
+    def _set_times(self, rows: Sequence[Row]) -> None:
+        timed = [row for row in rows if row.delay is not None or row.hold_for]
+        if timed:
             now = read_clock(self.session, self.tables)
-            for row, delay in delayed:
-                row.columns["run_at"] = now + delay
+            for row in timed:
+                made = times(row.columns, now, delay=row.delay, hold_for=row.hold_for)
+                row.columns.update(made)
 
     def _write_group(self, rows: Sequence[Row]) -> None:
         if self.shape.table is not self.tables.table:

@@ -42,6 +42,7 @@ from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect, dialect_of
 from sqla_jobs._store import wake
 from sqla_jobs._store.base import connection_of, execute
+from sqla_jobs._store.channels import refuse_ordered
 from sqla_jobs._store.enqueue import check_session, flush_before
 from sqla_jobs.errors import JobValueError, PayloadError
 from sqla_jobs.models import JobTables, job_tables
@@ -76,7 +77,8 @@ def enqueue_select(
     cannot be: when an `Arg` or column that must not be NULL is, or a payload is above
     the class's ``__payload_limit__``. An expression for ``run_at`` or ``delay`` makes
     the job scheduled only if it lies in the future. Relationships, ``backoff`` and
-    ``payload`` take no expressions, and a class with a table of its own is refused.
+    ``payload`` take no expressions. Refused are a class with a table of its own,
+    ordered jobs, whose order could not be kept, and ``hold_for``.
 
     Args:
         session: With an AsyncSession: ``await session.run_sync(enqueue_select, ...)``.
@@ -132,6 +134,10 @@ class _Mapping:
         self.constants = self._construct(constants)
         self.payload: dict[str, Any] = self.constants.pop("payload")
         self.delay: timedelta | None = self.constants.pop("_delay", None)
+        if "ordered" in self.expressions or self.constants.get("ordered"):
+            refuse_ordered(job_class, "enqueue_select")
+        if "hold_for" in values:
+            self._refuse_hold()
         for name in self.expressions:
             self._check(name)
         self._check_required()
@@ -148,6 +154,12 @@ class _Mapping:
         construct(job, values)
         columns: dict[str, Any] = vars(job)
         return columns
+
+    def _refuse_hold(self) -> NoReturn:
+        raise JobValueError(
+            f"enqueue_select({self.job_class.__name__}) takes no hold_for, as it"
+            " returns no ids to confirm; use session.add_all"
+        )
 
     def _check(self, name: str) -> None:
         cls = self.job_class.__name__
@@ -203,6 +215,7 @@ def _stand_in(job_class: type[Any], plan: Plan) -> Any:
         "__job_plan__": plan,
         "__job_options__": job_class.__job_options__,
         "_delay": None,
+        "_hold_for": None,
     }
     return type(job_class.__name__, (), members)()
 

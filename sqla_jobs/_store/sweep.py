@@ -16,6 +16,7 @@ from sqlalchemy import (
     Text,
     case,
     cast,
+    exists,
     extract,
     func,
     insert,
@@ -215,7 +216,7 @@ def stage(
     return Staged(
         row.count,
         max(0.0, min(waits)) if waits else None,
-        holds_due=row.next_hold is not None and row.next_hold <= 0,
+        holds_due=row.holds_due,
         has_ordered=row.has_ordered,
         has_queues=row.has_queues,
     )
@@ -249,15 +250,19 @@ def _staging(tables: JobTables, dialect: JobDialect) -> Executable:
         .scalar_subquery()
     )
     due_next = case((full >= limit, cast(literal(0), Integer)), else_=later)
+    held = job.state == word(JobState.HELD)
+    # Not those that are over: one that is being confirmed would be due all the time.
     hold = (
         select(extract("epoch", func.min(job.held_until) - dialect.now()))
-        .where(job.state == word(JobState.HELD))
+        .where(held, job.held_until > dialect.now())
         .scalar_subquery()
     )
+    over = exists().where(held, job.held_until <= dialect.now())
     return select(
         full.label("count"),
         due_next.label("next_due"),
         hold.label("next_hold"),
+        over.label("holds_due"),
         *feature_flags(tables, backoffs=True),
     )
 

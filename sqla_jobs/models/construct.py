@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from sqlalchemy import inspect
 
+from sqla_jobs._core.backoff import duration_problem
 from sqla_jobs._core.options import problem_of, unknown
 from sqla_jobs._core.states import JobState
 from sqla_jobs.errors import JobValueError
@@ -37,6 +38,8 @@ class Plan:
             "lease": given.lease,
             "lease_token": 0,
         }
+        if given.ordered:
+            self.row["ordered"] = True
         self.setters = _setters(cls)
         self.defaults = [_default_of(one) for one in self.args.values()]
         self.factories = _dataclass_factories(cls)
@@ -60,7 +63,8 @@ def construct(job: Any, values: dict[str, Any]) -> None:
         PayloadError: If an argument is of the wrong type.
     """
     plan = plan_of(type(job))
-    if plan.is_root:
+    # One that has a kind already is a job that is done elsewhere.
+    if plan.is_root and "kind" not in job.__dict__:
         raise TypeError(
             f"{type(job).__name__} makes the job table but is no kind of job; construct"
             " a subclass of it"
@@ -82,6 +86,8 @@ def construct(job: Any, values: dict[str, Any]) -> None:
     for name, factory in plan.factories.items():
         if name not in values:
             setattr(job, name, factory())
+    if values.get("on_conflict") is not None:
+        _check_conflict(job)
 
 
 def _initial_payload(values: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +175,8 @@ def _set_run_at(job: Any, _: str, value: Any) -> None:
     check_time(f"{type(job).__name__}(run_at={value!r})", value)
     if job._delay is not None:
         _raise_both(job)
-    job.run_at, job.state = value, JobState.SCHEDULED.value
+    job.run_at = value
+    _set_waiting(job)
 
 
 def _set_delay(job: Any, _: str, value: Any) -> None:
@@ -183,7 +190,48 @@ def _set_delay(job: Any, _: str, value: Any) -> None:
         _raise_both(job)
     if value:
         # The database's clock is read at the flush.
-        job._delay, job.state = value, JobState.SCHEDULED.value
+        job._delay = value
+        _set_waiting(job)
+
+
+def _set_hold(job: Any, _: str, value: Any) -> None:
+    if value is None:
+        return
+    problem = duration_problem(value)
+    if problem is None and not value:
+        problem = "must be above zero"
+    if problem:
+        raise JobValueError(f"{type(job).__name__}(hold_for={value!r}) {problem}")
+    # As for a delay: held_until comes at the flush.
+    job._hold_for, job.state = value, JobState.HELD.value
+
+
+def _set_text(job: Any, name: str, value: Any) -> None:
+    if value is not None:
+        _set_option(job, name, value)
+
+
+def _set_conflict(job: Any, name: str, value: Any) -> None:
+    if value is None:
+        return
+    if problem := problem_of(name, value):
+        raise JobValueError(f"{type(job).__name__}({name}={value!r}) {problem}")
+    job._on_conflict = value
+
+
+def _check_conflict(job: Any) -> None:
+    if job.__dict__.get("unique_key") is None and not type(job).__job_options__.unique:
+        cls = type(job).__name__
+        raise JobValueError(
+            f"{cls}(on_conflict={job._on_conflict!r}) needs a unique_key, or unique= on"
+            " the class"
+        )
+
+
+def _set_waiting(job: Any) -> None:
+    # A held job gets to know whether it is due when it is confirmed.
+    if job._hold_for is None:
+        job.state = JobState.SCHEDULED.value
 
 
 def _raise_both(job: Any) -> NoReturn:
@@ -224,6 +272,11 @@ _SETTERS: dict[str, Setter] = {
     "backoff": _set_backoff,
     "run_at": _set_run_at,
     "delay": _set_delay,
+    "hold_for": _set_hold,
+    "ordered": _set_option,
+    "unique_key": _set_text,
+    "fingerprint": _set_text,
+    "on_conflict": _set_conflict,
     "tags": _set_tags,
     "payload_bytes": setattr,
     "meta": setattr,

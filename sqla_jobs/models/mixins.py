@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 from sqlalchemy.orm import Mapped
 from typing_extensions import dataclass_transform
 
@@ -50,6 +50,16 @@ class JobMixin(metaclass=_Typed):
         priority: Higher runs first, -32768 to 32767; default the class's.
         run_at: An aware datetime; not before it. Default at once.
         delay: The same, counted from the flush by the database's clock.
+        ordered: Whether the job waits for the earlier ordered ones of its queue and
+            channel; *priority* does not matter to it then. Default the class's.
+        hold_for: Keeps the job from running until `confirm_hold`; it is cancelled when
+            this time, counted from the flush, is over. Default not held.
+        unique_key: At most one live job of the table has it; up to 200 bytes. Default
+            what ``unique=`` of the class computes, else none.
+        on_conflict: What happens when a live job has that key: ``"raise"``,
+            ``"skip"``, ``"replace"`` or ``"return"``; default the class's.
+        fingerprint: A tag that many jobs may share, to find and cancel them by; up to
+            200 bytes.
         max_attempts: Executions in total, 1 or more; default the class's.
         backoff: A preset, e.g. ``constant(timedelta(seconds=5))``; default the class's.
         timeout: The longest attempt; default the class's.
@@ -113,10 +123,11 @@ class JobMixin(metaclass=_Typed):
         Runner: ClassVar[type[RunnerRow]]
         Idempotency: ClassVar[type[IdempotencyRow]]
         Archived: ClassVar[type[ArchiveRow]]
+        _duplicate_of: ClassVar[Any]
         __jobs__: ClassVar[JobTables]
         __job_options__: ClassVar[ClassOptions]
     else:
-        _delay = None
+        _delay = _hold_for = _on_conflict = _duplicate_of = None
 
         # A dataclass base compares its fields, which makes objects unhashable.
         __eq__ = object.__eq__
@@ -130,6 +141,19 @@ class JobMixin(metaclass=_Typed):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**define.prepare(cls, keywords))
+
+    @property
+    def duplicate_of(self) -> int | None:
+        """
+        The id of the live job that the flush found in place of this new one.
+
+        None if there was none, so that this one was inserted.
+        """
+        other: Any = self._duplicate_of
+        if isinstance(other, JobMixin):  # of the same flush
+            identity = inspect(other).identity
+            return None if identity is None else int(identity[0])
+        return other  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         # Only what is loaded: a repr in a log must not run SQL, nor show payloads.

@@ -29,6 +29,12 @@ def validate(job: Any) -> None:
         value = row.get(name, defaults[name])
         if value is not defaults[name]:
             _check_option(cls, name, value)
+    for name in ("unique_key", "fingerprint"):
+        if row.get(name) is not None:
+            _check_option(cls, name, row[name])
+    ordered = row.get("ordered", False)
+    if ordered is not True and ordered is not False:
+        _check_option(cls, "ordered", ordered)
     run_at = row.get("run_at")
     if run_at is not None and not isinstance(run_at, ClauseElement):
         check_time(f"{cls.__name__}.run_at = {run_at!r}", run_at)

@@ -28,6 +28,7 @@ from sqla_jobs._store.claim import (
     claim_jobs,
     load_relationships,
 )
+from sqla_jobs._store.holds import BATCH as HOLDS
 from sqla_jobs._store.holds import expire_holds
 from sqla_jobs._store.lease import settled_state, still_held
 from sqla_jobs._store.operate import apply_retention
@@ -235,7 +236,10 @@ class RunnerBase:
         staged = stage(session, tables.root)
         found.moved, found.next_due = staged.count + len(found.rescued), staged.next_due
         if staged.holds_due:
-            found.moved += expire_holds(session, tables)
+            expired = expire_holds(session, tables)
+            found.moved += expired
+            if expired == HOLDS:
+                found.next_due = 0.0
         found.features = features_of(session, tables, staged)
         now = time.monotonic()
         if now - self._seen_at > self._seen_every():
@@ -327,7 +331,13 @@ class RunnerBase:
 
     def _claimed(self, step: Claim, jobs: Sequence[Any], sent: float) -> list[Attempt]:
         attempts = [
-            Attempt(job, self.tables, lease=self.options.lease, claimed_at=sent)
+            Attempt(
+                job,
+                self.tables,
+                lease=self.options.lease,
+                claimed_at=sent,
+                features=lambda: self._features,
+            )
             for job in jobs
         ]
         now = time.monotonic()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
-from sqla_jobs._store.enqueue import CLOCK, read_clock
+from sqla_jobs._store.times import CLOCK, read_clock
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables
 from sqla_jobs.models.construct import check_time

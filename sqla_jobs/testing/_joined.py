@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sqla_jobs._dialects import JobDialect, dialect_of
 from sqla_jobs._hooks import USED
-from sqla_jobs._store.enqueue import CLOCK
 from sqla_jobs._store.probe import is_aborted
+from sqla_jobs._store.times import CLOCK
 from sqla_jobs.errors import JobValueError, UnsupportedDialect
 from sqla_jobs.models import JobTables
 from sqla_jobs.runner.attempt import Attempt
