@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -51,7 +51,10 @@ def pick(
     MATERIALIZED, so that a nested loop around it cannot run its LIMIT again and take
     far too many rows.
     """
-    sources = _sources(tables, dialect, shape)
+    sources = [
+        replace(source, managed=shape.managed)
+        for source in _sources(tables, dialect, shape)
+    ]
     if late or shape.prefixes or len(sources) > 1:
         return _pick_of_many(tables, dialect, sources, all_kinds=all_kinds, late=late)
     wanted = sources[0].wanted
@@ -173,6 +176,7 @@ class _Source:
     part: ColumnElement[str]
     conditions: tuple[ColumnElement[bool], ...] = ()
     channel: ColumnElement[str] = NO_TEXT
+    managed: bool = False
 
 
 def _sources(tables: JobTables, dialect: JobDialect, shape: Shape) -> list[_Source]:
@@ -264,9 +268,10 @@ def _conditions(
     tables: JobTables, source: _Source, *, all_kinds: bool
 ) -> list[ColumnElement[bool]]:
     job, queue = tables.table.c, tables.queues.c
+    shut = queue.paused if source.managed else or_(queue.paused, is_managed(tables))
     closed = (
         select(queue.name)
-        .where(queue.name == source.queue, or_(queue.paused, is_managed(tables)))
+        .where(queue.name == source.queue, shut)
         .correlate(source.wanted)
         .exists()
     )

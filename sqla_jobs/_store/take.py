@@ -23,6 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from sqla_jobs._core.memory import Memory
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
 from sqla_jobs._core.subscriptions import (
     Prefix,
@@ -47,11 +48,17 @@ Pick = Callable[..., CTE]
 
 
 class Shape(NamedTuple):
-    """Which kinds of subscriptions a claim statement has to know."""
+    """
+    Which kinds of subscriptions a claim statement has to know.
+
+    With *managed* it takes from queues that plain claims leave alone as well: their
+    slots have been counted.
+    """
 
     all_queues: bool
     pairs: bool = False
     prefixes: bool = False
+    managed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,7 @@ class Ask:
         suspects: Whether one job that crashed its runner twice may be among them.
         late: Most retried and most rescued jobs that come before fresh ones.
         entities: Whether mapped instances are wanted; else plain rows.
+        memory: What the claimer remembers; None for low-level claims.
     """
 
     limit: int
@@ -78,6 +86,7 @@ class Ask:
     late: int = 0
     now: datetime | None = None
     entities: bool = False
+    memory: Memory | None = None
 
     def params(self) -> dict[str, Any]:
         """Return the parameters of the claim statements."""

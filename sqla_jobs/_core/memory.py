@@ -1,0 +1,99 @@
+"""What a claimer remembers from one claim to the next; pure, times are monotonic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+LOOKS = 2_000
+"""Most heads that one claim looks at in vain."""
+
+LOOKS_PER_SECOND = 10_000
+"""Most heads that claims look at in vain for long: a tenth of the time, or so."""
+
+FEWEST_LOOKS = 50
+"""A claim with fewer looks left takes none."""
+
+HOPELESS = 20_000
+"""So many looks in vain, one after the other, end the haste."""
+
+SOON = 0.02
+"""Seconds after which a claim that could not see everything is repeated."""
+
+REST = 0.05
+"""Seconds for which a queue without free slots is not looked at, in others' favour."""
+
+Channel = tuple[str, str]
+
+
+@dataclass(slots=True)
+class Memory:
+    """
+    One runner's memory, or that of all low-level claims of a process.
+
+    Args:
+        after: Per round of looks, the channel at which the next look begins.
+        freed: Channels whose ordered job was settled here: their next one may run.
+    """
+
+    after: dict[str, Channel] = field(default_factory=dict)
+    freed: set[Channel] = field(default_factory=set)
+    _looks: float = LOOKS
+    _looked_at: float = float("-inf")
+    _vain: int = 0
+    _rests: dict[str, float] = field(default_factory=dict)
+    _again: float | None = None
+
+    # Heads of ordered channels
+
+    def looks(self, now: float) -> int:
+        """Return how many heads may be looked at in vain; few are none."""
+        passed = now - self._looked_at
+        self._looks = min(LOOKS, self._looks + passed * LOOKS_PER_SECOND)
+        self._looked_at = now
+        return int(self._looks) if self._looks >= FEWEST_LOOKS else 0
+
+    def looked(self, vain: int, *, found: int, complete: bool) -> None:
+        """Note looks *vain* and *found*, and whether there was nothing else to see."""
+        self._looks = max(0.0, self._looks - vain)
+        self._vain = 0 if found else self._vain + vain
+        if not complete and self._vain < HOPELESS:
+            self.again_in(SOON)
+
+    def take_freed(self, wanted: Callable[[str], bool]) -> list[Channel]:
+        """Return, once, the freed channels of the queues that are *wanted*."""
+        found = [one for one in list(self.freed) if wanted(one[0])]
+        self.freed.difference_update(found)
+        return found
+
+    # Queues with limits
+
+    def awake(self, queues: Iterable[str], now: float) -> list[str]:
+        """Return those of *queues* that do not rest at *now*."""
+        return [queue for queue in queues if self._rests.get(queue, now) <= now]
+
+    def rest(self, queue: str, now: float, seconds: float = REST) -> None:
+        """Leave *queue* alone for *seconds*."""
+        self._rests[queue] = now + seconds
+
+    # Both
+
+    def settled(self, queue: str, channel: str, *, ordered: bool) -> None:
+        """Note that a job was settled here: what it held back may run."""
+        self._rests.pop(queue, None)
+        if ordered:
+            self.freed.add((queue, channel))
+
+    def woke(self) -> None:
+        """Note a notification: there may be new heads anywhere."""
+        self._vain = 0
+
+    def again_in(self, seconds: float) -> None:
+        """Note that a claim in *seconds* may find what this one could not."""
+        if self._again is None or seconds < self._again:
+            self._again = seconds
+
+    def take_again(self) -> float | None:
+        """Return in how many seconds to claim again; None if that is not needed."""
+        again, self._again = self._again, None
+        return again
