@@ -28,6 +28,7 @@ from sqla_jobs._store.pick import pick
 from sqla_jobs._store.take import Ask, claim_order, take, taking_columns
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
+from sqla_jobs.models.backoffs import backoff_of_queue
 
 _Source = Callable[[Session, JobTables, Ask, Features], list[Any]]
 DEFAULT_LEASE = timedelta(seconds=30)
@@ -55,6 +56,7 @@ class Claim:
     payload_bytes: bytes | None
     state: dict[str, Any] = field(hash=False)
     tables: JobTables = field(repr=False, compare=False)
+    queue_backoff: str | None = field(default=None, repr=False, compare=False)
 
 
 def claim(
@@ -107,7 +109,8 @@ def claim(
     rest = ask.after(rows)
     if rest.open and features != NO_FEATURES:
         rows += _claim_rest(session, tables, rest, features)
-    return [_claim_of(row, tables) for row in sorted(rows, key=claim_order)]
+    rows.sort(key=claim_order)
+    return [_claim_of(row, tables, features) for row in rows]
 
 
 def _claim_plain(
@@ -131,7 +134,7 @@ def _flagged(
 ) -> Executable:
     picked = pick(tables, dialect, *variant)
     taken = taking_columns(tables, dialect, picked).cte("taken")
-    flags = select(*feature_flags(tables)).subquery("flags")
+    flags = select(*feature_flags(tables, backoffs=True)).subquery("flags")
     return select(flags, taken).select_from(flags.outerjoin(taken, literal(True)))
 
 
@@ -284,7 +287,7 @@ def kinds_of(tables: JobTables, job_class: type[Any]) -> list[str]:
     return [k for k, cls in tables.kinds.items() if issubclass(cls, job_class)]
 
 
-def _claim_of(row: Any, tables: JobTables) -> Claim:
+def _claim_of(row: Any, tables: JobTables, features: Features) -> Claim:
     return Claim(
         job_id=row.id,
         token=row.lease_token,
@@ -298,4 +301,5 @@ def _claim_of(row: Any, tables: JobTables) -> Claim:
         payload_bytes=row.payload_bytes,
         state=row.checkpoint or {},
         tables=tables,
+        queue_backoff=backoff_of_queue(features, row.queue),
     )

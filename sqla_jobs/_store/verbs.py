@@ -15,7 +15,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from sqla_jobs._core.backoff import DEFAULT_BACKOFF, parse_backoff
 from sqla_jobs._core.outcomes import Cancel, Complete, Discard, Outcome, Retry, Snooze
 from sqla_jobs._core.payloads import check_json, dump
 from sqla_jobs._core.settle import (
@@ -31,6 +30,7 @@ from sqla_jobs._store.claim import DEFAULT_LEASE, Claim, check_lease
 from sqla_jobs._store.lease import fence, renew_many
 from sqla_jobs._store.settle import settle
 from sqla_jobs.errors import JobValueError, LeaseLost
+from sqla_jobs.models.backoffs import backoff_for
 
 
 def complete(
@@ -235,12 +235,7 @@ def check_extra(extra_attempts: int) -> None:
 
 
 def _facts(claim: Claim) -> AttemptFacts:
-    mapped = claim.tables.kinds.get(claim.kind)
-    custom = mapped.__job_options__.backoff if mapped else DEFAULT_BACKOFF
-    try:
-        backoff = parse_backoff(claim.backoff, custom=custom)
-    except JobValueError:  # a row written by hand, or by a newer version
-        backoff = DEFAULT_BACKOFF
+    backoff = backoff_for(claim.tables, claim.kind, claim.backoff, claim.queue_backoff)
     rand = random.random()  # noqa: S311 - spreads retries, keeps no secret
     return AttemptFacts(claim.job_id, claim.token, claim.attempt, backoff, rand)
 

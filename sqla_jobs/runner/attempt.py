@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import random
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, event, inspect
-from sqlalchemy.orm import Session
+from sqlalchemy import Connection
 
-from sqla_jobs._core.backoff import DEFAULT_BACKOFF, parse_backoff
+from sqla_jobs._core.limits import NO_FEATURES, Features
 from sqla_jobs._core.outcomes import Complete, Outcome
 from sqla_jobs._core.payloads import check_json, dump
 from sqla_jobs._core.settle import (
@@ -30,6 +28,8 @@ from sqla_jobs._store.lease import fence
 from sqla_jobs._store.settle import settle
 from sqla_jobs.errors import AttemptInterrupted, JobValueError
 from sqla_jobs.models import JobTables
+from sqla_jobs.models.backoffs import backoff_for, backoff_of_queue
+from sqla_jobs.runner.guard import Guard
 
 if TYPE_CHECKING:
     from sqla_jobs._dialects import JobDialect
@@ -48,7 +48,7 @@ class TaskCancelled(BaseException):
     """Somebody else than the runner cancelled the task of an async handler."""
 
 
-class Attempt:
+class Attempt(Guard):
     """
     A claimed job while it runs; the guard of its handler's session.
 
@@ -56,9 +56,15 @@ class Attempt:
     """
 
     def __init__(
-        self, job: Any, tables: JobTables, *, lease: timedelta, claimed_at: float
+        self,
+        job: Any,
+        tables: JobTables,
+        *,
+        lease: timedelta,
+        claimed_at: float,
+        features: Callable[[], Features] = lambda: NO_FEATURES,
     ) -> None:
-        self.job, self.tables = job, tables
+        self.job, self.tables, self.features = job, tables, features
         self.job_id: int = job.id
         self.token: int = job.lease_token
         self.kind: str = job.kind
@@ -86,11 +92,8 @@ class Attempt:
         self.progress: str | None = None
         self.progress_sent: str | None = None  # by the heartbeat's last renewal
         self.progress_saved: str | None = None
-        self.session: Session | None = None
-        self.began = False
         self.final: Settlement | None = None
         self._next_state: JobState | None = None
-        self.fence_sent = False
         self.final_state: JobState | None = None  # once committed by the handler
         self._committing: tuple[str | None, bool] | None = None
         self.next_extra = 0
@@ -147,19 +150,17 @@ class Attempt:
 
     def check_open(self) -> None:
         """
-        Refuse further work after an interruption.
+        Refuse further work.
 
         Raises:
             AttemptInterrupted: If the attempt was interrupted or has ended.
+            JobValueError: If a commit was refused before.
         """
         if self.interruption is not None:
             raise AttemptInterrupted(self.job_id, self.interruption.value)
         if self.ended:
             raise AttemptInterrupted(self.job_id, "the attempt has ended")
-
-    def now(self) -> datetime | None:
-        """Return the time that is written; None is the database's clock."""
-        return None
+        super().check_open()
 
     def renewed(self, at: float, lease: timedelta | None = None) -> None:
         """Note that the lease was renewed by a statement sent at monotonic *at*."""
@@ -169,52 +170,31 @@ class Attempt:
 
     # The fence: called by the session's listeners
 
-    def on_begin(self, connection: Connection) -> None:
+    @property
+    def jobs(self) -> Sequence[Any]:
+        """The job, alone."""
+        return (self.job,)
+
+    @property
+    def ending(self) -> bool:
+        """Whether the outcome is known and goes into the next commit."""
+        return self.final is not None
+
+    def write_fence(self, connection: Connection, sent: float) -> None:
         """
-        Watch the COMMIT of a transaction on the job's database.
+        Check and renew the lease, and save the state; or write the outcome.
 
         Raises:
-            AttemptInterrupted: If the attempt was interrupted.
-            JobValueError: If the connection is in AUTOCOMMIT mode.
+            AttemptInterrupted: If the lease is lost.
         """
-        self.check_open()
-        self.began = True
-        dbapi = connection.connection.dbapi_connection
-        if connection.dialect.detect_autocommit_setting(dbapi):  # type: ignore[arg-type]
-            raise JobValueError(
-                "a handler's session may not be in AUTOCOMMIT mode: its writes could"
-                " not be taken back when the lease is lost"
-            )
-        event.listen(connection, "commit", self.on_commit)
-
-    def on_commit(self, connection: Connection) -> None:
-        """
-        Write the fence as the last statement before a COMMIT.
-
-        Raises:
-            AttemptInterrupted: If the lease is lost; everything is rolled back.
-        """
-        sent = time.monotonic()
-        try:
+        text = self.unsaved_state()
+        held, cancel = self._fence(connection, text)
+        if not held:
+            self.interrupt(Interruption.LOST)
             self.check_open()
-            text = self.unsaved_state()
-            held, cancel = self._fence(connection, text)
-            if not held:
-                self.interrupt(Interruption.LOST)
-                self.check_open()
-        except BaseException:
-            self._take_back(connection)
-            raise
         self.renewed(sent, self.next_lease)
         self.progress_saved = self.progress
         self._committing = (text, cancel)
-
-    def _take_back(self, connection: Connection) -> None:
-        # Raising alone would leave the rows in an open transaction, for the pool's
-        # next user to commit.
-        dbapi = connection.connection.dbapi_connection
-        if dbapi is not None:
-            dbapi.rollback()
 
     def _fence(self, connection: Connection, text: str | None) -> tuple[bool, bool]:
         if self.final is not None:
@@ -257,21 +237,10 @@ class Attempt:
     # The outcome
 
     @property
-    def used(self) -> bool:
-        """Whether outcome and effects must be one commit."""
-        session = self.session
-        if session is None:
-            return bool(inspect(self.job).modified)
-        return bool(self.began or session.new or session.dirty or session.deleted)
-
-    @property
     def facts(self) -> AttemptFacts:
         """What the settlement is made from."""
-        try:
-            custom = type(self.job).__job_options__.backoff
-            backoff = parse_backoff(self._backoff, custom=custom)
-        except JobValueError:  # a row written by hand, or by a newer version
-            backoff = DEFAULT_BACKOFF
+        of_queue = backoff_of_queue(self.features(), self.queue)
+        backoff = backoff_for(self.tables, self.kind, self._backoff, of_queue)
         rand = random.random()  # noqa: S311 - spreads retries, keeps no secret
         return AttemptFacts(self.job_id, self.token, self.number, backoff, rand)
 

@@ -6,14 +6,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    ExitStack,
+)
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from inspect import isawaitable
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
-from sqla_jobs._core.outcomes import Discard
+from sqla_jobs._core.outcomes import Discard, Outcome
 from sqla_jobs._core.settle import Settlement, settle_error, settle_outcome
 from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect
@@ -24,6 +31,7 @@ from sqla_jobs.models import decode_payload
 from sqla_jobs.runner.attempt import Attempt, Interruption, TaskCancelled
 from sqla_jobs.runner.context import AsyncContext, Context, bind_arguments
 from sqla_jobs.runner.control import Control, Outage
+from sqla_jobs.runner.permits import agive_back, give_back, refuse_async, verdict
 from sqla_jobs.runner.sessions import needs_session
 
 if TYPE_CHECKING:
@@ -105,18 +113,23 @@ class SyncExecution:
             attempt.ended = True
             return refused
         ctx = Context(attempt, self.around.resources, self.open_session, self._renew)
+        permit = ExitStack()
         try:
-            return self._run(attempt, ctx)
+            return self._run(attempt, ctx, permit)
         finally:
             attempt.ended = True
             if attempt.session is not None:
                 _quietly(attempt.session.close)
+            give_back(attempt.job_id, permit.close)
 
-    def _run(self, attempt: Attempt, ctx: Context[Any]) -> Settlement | None:
+    def _run(
+        self, attempt: Attempt, ctx: Context[Any], permit: ExitStack
+    ) -> Settlement | None:
         try:
-            if needs_session(type(attempt.job)):
-                _ = ctx.session
-            value = self._call(attempt, ctx)
+            attempt.check_open()  # it may have waited for its thread
+            value: Any = self._acquire(attempt, permit)
+            if value is None:
+                value = self._call(attempt, ctx)
             settlement = attempt.returned(value)
             if settlement is None or not attempt.used or attempt.interruption:
                 return settlement
@@ -124,7 +137,22 @@ class SyncExecution:
         except BaseException as exc:  # noqa: BLE001 - user code may raise anything
             return self._failed(attempt, ctx, exc)
 
+    def _acquire(self, attempt: Attempt, permit: ExitStack) -> Outcome | None:
+        """Ask for the permit; return the outcome of one that is refused."""
+        handler = self.around.handlers[attempt.kind]
+        if handler.acquire is None:
+            return None
+        answer = handler.acquire(attempt.job)
+        refuse_async(handler.acquire_name, answer)
+        refusal = verdict(handler.acquire_name, answer)
+        if isinstance(answer, AbstractContextManager):
+            permit.enter_context(answer)
+        attempt.check_open()
+        return refusal
+
     def _call(self, attempt: Attempt, ctx: Context[Any]) -> Any:
+        if needs_session(type(attempt.job)):
+            _ = ctx.session
         job = attempt.job
         call: Callable[[], Any] = partial(
             self.around.handlers[attempt.kind].call, job, ctx
@@ -202,18 +230,23 @@ class AsyncExecution:
         ctx = AsyncContext(
             attempt, self.around.resources, self.open_session, self._renew
         )
+        permit = AsyncExitStack()
         try:
-            return await self._run(attempt, ctx)
+            return await self._run(attempt, ctx, permit)
         finally:
             attempt.ended = True
             if ctx._session is not None:
                 await _aquietly(ctx._session.close)
+            await agive_back(attempt.job_id, permit.aclose)
 
-    async def _run(self, attempt: Attempt, ctx: AsyncContext[Any]) -> Settlement | None:
+    async def _run(
+        self, attempt: Attempt, ctx: AsyncContext[Any], permit: AsyncExitStack
+    ) -> Settlement | None:
         try:
-            if needs_session(type(attempt.job)):
-                _ = ctx.session
-            value = await self._call(attempt, ctx)
+            attempt.check_open()
+            value: Any = await self._acquire(attempt, permit)
+            if value is None:
+                value = await self._call(attempt, ctx)
             settlement = attempt.returned(value)
             if settlement is None or not attempt.used or attempt.interruption:
                 return settlement
@@ -221,7 +254,26 @@ class AsyncExecution:
         except BaseException as exc:  # noqa: BLE001 - user code may raise anything
             return await self._failed(attempt, ctx, exc)
 
+    async def _acquire(
+        self, attempt: Attempt, permit: AsyncExitStack
+    ) -> Outcome | None:
+        handler = self.around.handlers[attempt.kind]
+        if handler.acquire is None:
+            return None
+        answer = handler.acquire(attempt.job)
+        if isawaitable(answer):
+            answer = await answer
+        refusal = verdict(handler.acquire_name, answer)
+        if isinstance(answer, AbstractAsyncContextManager):
+            await permit.enter_async_context(answer)
+        elif isinstance(answer, AbstractContextManager):
+            permit.enter_context(answer)
+        attempt.check_open()
+        return refusal
+
     async def _call(self, attempt: Attempt, ctx: AsyncContext[Any]) -> Any:
+        if needs_session(type(attempt.job)):
+            _ = ctx.session
         job = attempt.job
         call: Callable[[], Awaitable[Any]] = partial(
             self.around.handlers[attempt.kind].call, job, ctx

@@ -15,7 +15,7 @@ from sqla_jobs.runner.control import bind_of
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
-    from sqla_jobs.runner.attempt import Attempt
+    from sqla_jobs.runner.guard import Guard
 
 _KEY = "sqla_jobs.attempt"
 
@@ -26,9 +26,9 @@ class _Fenced:
     def commit(self) -> None:
         """Commit; raise AttemptInterrupted if the attempt ends with this checkpoint."""
         super().commit()  # type: ignore[misc]
-        attempt: Attempt = self.info[_KEY]  # type: ignore[attr-defined]
-        if attempt.final is None:
-            attempt.check_open()
+        guard: Guard = self.info[_KEY]  # type: ignore[attr-defined]
+        if not guard.ending:
+            guard.check_open()
 
 
 def fenced_class(base: type[Session], engine: Engine) -> type[Session]:
@@ -36,11 +36,11 @@ def fenced_class(base: type[Session], engine: Engine) -> type[Session]:
     fenced: type[Session] = type(f"Handler{base.__name__}", (_Fenced, base), {})
 
     def after_begin(session: Session, _: Any, connection: Connection) -> None:
-        attempt: Attempt = session.info[_KEY]
+        guard: Guard = session.info[_KEY]
         if connection.engine.pool is engine.pool:
-            attempt.on_begin(connection)
+            guard.on_begin(connection)
         else:
-            attempt.check_open()
+            guard.check_open()
 
     def before_flush(session: Session, *_: Any) -> None:
         session.info[_KEY].check_open()
@@ -95,20 +95,20 @@ def async_engine_of(maker: async_sessionmaker[Any], root: type[Any]) -> Engine:
 
 def sync_opener(
     maker: sessionmaker[Any], engine: Engine
-) -> Callable[[Attempt], Session]:
+) -> Callable[[Guard], Session]:
     """Return a function that opens the session of an attempt, its job attached."""
     fenced = fenced_class(maker.class_, engine)
 
-    def open_session(attempt: Attempt) -> Session:
+    def open_session(guard: Guard) -> Session:
         session = fenced(**maker.kw)
-        return _attach(session, attempt)
+        return _attach(session, guard)
 
     return open_session
 
 
 def async_opener(
     maker: async_sessionmaker[Any], engine: Engine
-) -> Callable[[Attempt], AsyncSession]:
+) -> Callable[[Guard], AsyncSession]:
     """Return a function that opens the AsyncSession of an attempt, job attached."""
     base = maker.kw.get("sync_session_class") or maker.class_.sync_session_class
     options = maker.kw
@@ -119,18 +119,18 @@ def async_opener(
     # An expired attribute cannot be loaded without an await.
     options = options | {"sync_session_class": fenced, "expire_on_commit": False}
 
-    def open_session(attempt: Attempt) -> AsyncSession:
+    def open_session(guard: Guard) -> AsyncSession:
         session: AsyncSession = maker.class_(**options)
-        _attach(session.sync_session, attempt)
+        _attach(session.sync_session, guard)
         return session
 
     return open_session
 
 
-def _attach(session: Session, attempt: Attempt) -> Session:
-    session.info[_KEY] = attempt
-    attempt.session = session
-    session.add(attempt.job)
+def _attach(session: Session, guard: Guard) -> Session:
+    session.info[_KEY] = guard
+    guard.session = session
+    session.add_all(guard.jobs)
     begun = session.get_transaction()
     if begun is not None:
         begun.close()  # so that `with ctx.session.begin():` works, as on a new session

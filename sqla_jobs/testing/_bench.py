@@ -151,7 +151,11 @@ class Bench:
         if not found:
             return None
         attempt = JoinedAttempt(
-            found[0], self.tables, lease=DEFAULT_LEASE, claimed_at=sent
+            found[0],
+            self.tables,
+            lease=DEFAULT_LEASE,
+            claimed_at=sent,
+            features=lambda: self.features,
         )
         return self.joint.attempt(attempt)
 

@@ -1,0 +1,118 @@
+"""The guard of a handler's session: what its listeners ask before a commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, event, inspect
+from sqlalchemy.orm import Session
+
+from sqla_jobs.errors import JobValueError
+from sqla_jobs.models import JobTables
+
+
+class Guard:
+    """Lets no transaction of a session commit without the fence of its jobs."""
+
+    tables: JobTables
+    session: Session | None = None
+    began = False  # a transaction, since the session was handed over
+    fence_sent = False
+    one_commit = False  # only the runner may commit, with the outcomes
+    refused_commit: JobValueError | None = None  # once tried where it may not
+
+    @property
+    def jobs(self) -> Sequence[Any]:
+        """The jobs whose lease the fence checks."""
+        raise NotImplementedError
+
+    @property
+    def ending(self) -> bool:
+        """Whether the outcome is known and goes into the next commit."""
+        raise NotImplementedError
+
+    @property
+    def used(self) -> bool:
+        """Whether outcome and effects must be one commit."""
+        session = self.session
+        if session is None:
+            return any(inspect(job).modified for job in self.jobs)
+        return bool(self.began or session.new or session.dirty or session.deleted)
+
+    def check_open(self) -> None:
+        """
+        Refuse further work.
+
+        Raises:
+            AttemptInterrupted: If an attempt was interrupted or has ended.
+            JobValueError: If a commit was refused before.
+        """
+        if self.refused_commit is not None:
+            raise self.refused_commit
+
+    def now(self) -> datetime | None:
+        """Return the time that is written; None is the database's clock."""
+        return None
+
+    def on_begin(self, connection: Connection) -> None:
+        """
+        Watch the COMMIT of a transaction on the job's database.
+
+        Raises:
+            AttemptInterrupted: If an attempt was interrupted.
+            JobValueError: If the connection is in AUTOCOMMIT mode.
+        """
+        self.check_open()
+        self.began = True
+        dbapi = connection.connection.dbapi_connection
+        if connection.dialect.detect_autocommit_setting(dbapi):  # type: ignore[arg-type]
+            raise JobValueError(
+                "a handler's session may not be in AUTOCOMMIT mode: its writes could"
+                " not be taken back when the lease is lost"
+            )
+        event.listen(connection, "commit", self.on_commit)
+
+    def on_commit(self, connection: Connection) -> None:
+        """
+        Write the fence as the last statement before a COMMIT.
+
+        Raises:
+            AttemptInterrupted: If a lease is lost; everything is rolled back.
+            JobValueError: If only the runner may commit; likewise.
+        """
+        sent = time.monotonic()
+        try:
+            self.check_open()
+            if self.one_commit and not self.ending:
+                self.refused_commit = JobValueError(
+                    "run_many() may not commit: its transaction is committed with the"
+                    " outcomes of its jobs; use run() for checkpoints"
+                )
+                raise self.refused_commit
+            self.write_fence(connection, sent)
+        except BaseException:
+            self._take_back(connection)
+            raise
+
+    def write_fence(self, connection: Connection, sent: float) -> None:
+        """
+        Check the leases; *sent* is the monotonic time from which they are renewed.
+
+        Raises:
+            AttemptInterrupted: If one is lost.
+        """
+        raise NotImplementedError
+
+    def committed(self) -> None:
+        """Note that a COMMIT took effect."""
+        raise NotImplementedError
+
+    def _take_back(self, connection: Connection) -> None:
+        # Raising alone would leave the rows in an open transaction, for the pool's
+        # next user to commit.
+        dbapi = connection.connection.dbapi_connection
+        if dbapi is not None:
+            dbapi.rollback()
