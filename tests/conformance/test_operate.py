@@ -482,7 +482,7 @@ VERBS = {
     "claim": {"claim"},
     "stage": {"stage"},
     "rescue": {"release, rescue", "cancel", "discard"},
-    "cancel": {"cancel"},
+    "cancel": {"cancel", "cancel, abort, expire"},
     "requeue": {"requeue"},
     "settle": {"complete", "retry", "snooze", "cancel", "discard", "release, rescue"},
     "fence": set[str](),
