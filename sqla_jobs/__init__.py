@@ -17,10 +17,10 @@ from sqla_jobs._store.holds import abort_hold, confirm_hold, extend_hold
 from sqla_jobs._store.operate import (
     CancelResult,
     RequeueResult,
-    purge,
     request_cancel,
     requeue,
 )
+from sqla_jobs._store.retention import purge, purge_archive
 from sqla_jobs._store.schema import check
 from sqla_jobs._store.sweep import Rescued, Staged, rescue, stage
 from sqla_jobs._store.verbs import (
@@ -110,6 +110,7 @@ __all__ = [
     "install",
     "linear",
     "purge",
+    "purge_archive",
     "release",
     "renew",
     "request_cancel",

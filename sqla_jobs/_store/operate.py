@@ -41,11 +41,6 @@ from sqla_jobs._store.base import (
 from sqla_jobs._store.changes import Changes, changes_of
 from sqla_jobs._store.claim import MAX_LIMIT, check_limit
 from sqla_jobs._store.enqueue import check_session, flush_before
-from sqla_jobs._store.retention import (  # noqa: F401 - moves with its importers
-    apply_retention,
-    purge,
-    retention_groups,
-)
 from sqla_jobs._store.target import (
     Target,
     checked_ids,

@@ -31,7 +31,7 @@ from sqla_jobs._store.claim import (
 from sqla_jobs._store.holds import BATCH as HOLDS
 from sqla_jobs._store.holds import expire_holds
 from sqla_jobs._store.lease import settled_state, still_held
-from sqla_jobs._store.operate import apply_retention
+from sqla_jobs._store.retention import apply_retention
 from sqla_jobs._store.runners import RunnerInfo, unknown_kinds, upsert_runner
 from sqla_jobs._store.settle import settle
 from sqla_jobs._store.sweep import Rescued, features_of, rescue, stage

@@ -27,7 +27,8 @@ from sqla_jobs._dialects import dialect_of
 from sqla_jobs._store import verbs
 from sqla_jobs._store.claim import Claim, claim, claim_jobs
 from sqla_jobs._store.lease import settled_state
-from sqla_jobs._store.operate import apply_retention, purge, request_cancel, requeue
+from sqla_jobs._store.operate import request_cancel, requeue
+from sqla_jobs._store.retention import apply_retention, purge
 from sqla_jobs._store.runners import (
     RunnerInfo,
     forget_runner,

@@ -25,10 +25,10 @@ from sqla_jobs._store.lease import fence, renew_many
 from sqla_jobs._store.operate import (
     CancelResult,
     RequeueResult,
-    purge,
     request_cancel,
     requeue,
 )
+from sqla_jobs._store.retention import purge
 from sqla_jobs._store.settle import settle
 from sqla_jobs._store.sweep import rescue, stage
 from sqla_jobs.models import job_tables

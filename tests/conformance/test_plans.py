@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._store.claim import claim, claim_jobs
 from sqla_jobs._store.lease import renew_many
-from sqla_jobs._store.operate import apply_retention, request_cancel, requeue
+from sqla_jobs._store.operate import request_cancel, requeue
+from sqla_jobs._store.retention import apply_retention
 from sqla_jobs._store.settle import settle
 from sqla_jobs._store.sweep import rescue, stage
 from sqla_jobs.models import job_tables

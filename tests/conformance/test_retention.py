@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_jobs import JobState
 from sqla_jobs._core.states import LIVE
-from sqla_jobs._store.operate import apply_retention, requeue, retention_groups
+from sqla_jobs._store.operate import requeue
+from sqla_jobs._store.retention import apply_retention, retention_groups
 from sqla_jobs.models import job_tables
 from tests.conformance.factories import (
     DAY,

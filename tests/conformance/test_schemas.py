@@ -52,7 +52,7 @@ from sqla_jobs import (
     enqueue_select,
 )
 from sqla_jobs._store import wake
-from sqla_jobs._store.operate import apply_retention
+from sqla_jobs._store.retention import apply_retention
 from sqla_jobs.errors import JobDefinitionError
 from sqla_jobs.models import job_tables
 
