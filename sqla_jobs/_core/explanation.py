@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqla_jobs._core.limits import QueueSettings
+from sqla_jobs._core.limits import Bucket, QueueSettings
 from sqla_jobs._core.states import JobState
 
 
@@ -311,7 +311,7 @@ def limits(
     job: Any,
     running: Sequence[Any],
     *,
-    refill: timedelta | None,
+    bucket: Bucket | None,
     now: datetime,
 ) -> list[Reason]:
     """
@@ -320,7 +320,7 @@ def limits(
     Args:
         running: A few of its running jobs, those of the job's channel first, each
             with the totals of the queue and of the channel.
-        refill: The time until the next token; None if there is one.
+        bucket: What the queue's rate leaves at *now*.
     """
     total = running[0].total if running else 0
     same = running[0].in_channel if running else 0
@@ -340,8 +340,8 @@ def limits(
         where = f"channel {job.channel!r} of queue {name!r}"
         ids = [one.id for one in running if one.channel == job.channel]
         found.append(_limited(Why.CHANNEL_LIMIT, where, most, same, ids))
-    if refill is not None and settings.rate_limit is not None:
-        found.append(_rate(settings, now + refill))
+    if bucket is not None and not bucket.whole:
+        found.append(_rate(name, bucket, now))
     return found
 
 
@@ -358,32 +358,14 @@ def _limited(
     )
 
 
-def _rate(settings: QueueSettings, at: datetime) -> Reason:
-    period = settings.rate_period
+def _rate(queue: str, bucket: Bucket, now: datetime) -> Reason:
+    at = now + timedelta(seconds=bucket.next_in)
     return Reason(
         Why.RATE_LIMIT,
-        f"queue {settings.name!r} may start {settings.rate_limit} per"
-        f" {span(period) if period else '?'}; the next one at {when(at)}",
-        {"rate_limit": settings.rate_limit, "rate_period": period, "next_at": at},
+        f"queue {queue!r} may start {bucket.size} per {span(bucket.period)}; the next"
+        f" one at {when(at)}",
+        {"rate_limit": bucket.size, "rate_period": bucket.period, "next_at": at},
     )
-
-
-def refill_after(
-    settings: QueueSettings,
-    tokens: float | None,
-    tokens_at: datetime | None,
-    now: datetime,
-) -> timedelta | None:
-    """Return the time until the queue's bucket has a token; None if it has one."""
-    limit, period = settings.rate_limit, settings.rate_period
-    if limit is None or not period or tokens is None or tokens_at is None:
-        return None
-    if limit <= 0:
-        return None
-    per_token = period / limit
-    elapsed = max(timedelta(0), now - tokens_at)
-    missing = 1 - tokens - elapsed / per_token
-    return missing * per_token if missing > 0 else None
 
 
 def suspect(crashes: int) -> Reason:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ColumnElement,
     DateTime,
     Executable,
+    FromClause,
     Select,
     SmallInteger,
     Text,
@@ -27,7 +28,7 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs._core import explanation as say
 from sqla_jobs._core.explanation import Explanation, Reason
-from sqla_jobs._core.limits import QueueSettings
+from sqla_jobs._core.limits import Bucket, QueueSettings
 from sqla_jobs._core.states import FINAL, SUSPECT_CRASHES, JobState
 from sqla_jobs._core.subscriptions import read_label, subscription_of
 from sqla_jobs._dialects import JobDialect, bind
@@ -260,43 +261,55 @@ def _in_channel(
 
 @built_once
 def _channel(tables: JobTables, _dialect: JobDialect) -> Executable:
-    """The first live job before this one, one that runs, and a dead one before it."""
+    """The first live job of the channel, one that runs, and the first dead one."""
     job = tables.table.c
     live = job.state.not_in(literal_states(FINAL))
-    earlier = job.id < bind("job", BigInteger())
-    dead = and_(job.state == word(JobState.DISCARDED), earlier)
-    running = and_(
-        job.state == word(JobState.RUNNING), job.id != bind("job", BigInteger())
-    )
     return union_all(
-        _of_channel(tables, "head", [live, earlier], MOST_AHEAD + 1),
-        _of_channel(tables, "running", [running], 1),
-        _of_channel(tables, "dead", [dead], 1),
+        _of_channel(tables, "head", live, MOST_AHEAD + 1),
+        _of_channel(tables, "running", job.state == word(JobState.RUNNING), 1),
+        _of_channel(tables, "dead", job.state == word(JobState.DISCARDED), 1),
     )
 
 
 def _of_channel(
-    tables: JobTables, role: str, where: Sequence[ColumnElement[bool]], limit: int
+    tables: JobTables, role: str, where: ColumnElement[bool], limit: int
 ) -> Any:
-    job = tables.table.c
+    front = _from_line(tables, ("queue", "channel"), [tables.table.c.ordered, where])
     names = ("id", "state", "run_at", "held_until", "leased_until")
-    front = (
-        select(*(job[name] for name in names))
-        .where(
-            job.ordered,
-            job.queue == bind("queue", Text()),
-            job.channel == bind("channel", Text()),
-            *where,
-        )
-        .order_by(job.id)
-        .limit(limit)
-        .subquery(f"{role}s")
-    )
+    found = front.order_by(tables.table.c.id).limit(limit).subquery(role)
+    first = found.c
+    earlier = first.id < bind("job", BigInteger())
+    same = _same_line(found, ("queue", "channel"))
     return (
-        select(literal(role).label("role"), front, func.count().over().label("ahead"))
-        .order_by(front.c.id)
+        select(
+            literal(role).label("role"),
+            *(first[name] for name in names),
+            func.count().over().label("ahead"),
+        )
+        .where(*same, *([] if role == "running" else [earlier]))
+        .order_by(first.id)
         .limit(1)
     )
+
+
+def _from_line(
+    tables: JobTables, line: Sequence[str], where: Sequence[ColumnElement[bool]]
+) -> Select[*tuple[Any, ...]]:
+    """
+    Select jobs by the index that begins with *line*, from the bound values on.
+
+    Where the line ends, others follow, for `_same_line` to leave out. A planner that
+    is asked for just this line may take it for short, and sort all of it.
+    """
+    job = tables.table.c
+    columns = [job[name] for name in line]
+    given = tuple_(*(bind(name, Text()) for name in line))
+    found = select(*(job[name] for name in JOB_COLUMNS))
+    return found.where(tuple_(*columns) >= given, *where).order_by(*columns)
+
+
+def _same_line(found: FromClause, line: Sequence[str]) -> list[ColumnElement[bool]]:
+    return [found.c[name] == bind(name, Text()) for name in line]
 
 
 def _limits(
@@ -304,8 +317,13 @@ def _limits(
 ) -> list[Reason]:
     params = {"queue": row.queue, "channel": row.channel}
     running = execute(session, tables, _running, params).all()
-    refill = say.refill_after(settings, row.queue_tokens, row.queue_tokens_at, row.now)
-    return say.limits(settings, row, running, refill=refill, now=row.now)
+    bucket = Bucket.of(
+        settings,
+        tokens=row.queue_tokens,
+        filled_at=row.queue_tokens_at,
+        now=row.now,
+    )
+    return say.limits(settings, row, running, bucket=bucket, now=row.now)
 
 
 @built_once
@@ -341,45 +359,38 @@ def _in_line(session: Session, tables: JobTables, row: Any, *, fair: bool) -> Re
 
 @built_once
 def _ahead(tables: JobTables, _dialect: JobDialect) -> Executable:
-    return _counting(tables, [])
+    return _counting(tables, ("queue",))
 
 
 @built_once
 def _ahead_in_channel(tables: JobTables, _dialect: JobDialect) -> Executable:
-    job = tables.table.c
-    own = job.channel == bind("channel", Text())
-    return _counting(tables, [own, job.channel != word("")])
+    return _counting(tables, ("queue", "channel"))
 
 
-def _counting(
-    tables: JobTables, where: Sequence[ColumnElement[bool]]
-) -> Select[*tuple[Any, ...]]:
+def _counting(tables: JobTables, line: Sequence[str]) -> Select[*tuple[Any, ...]]:
     """
-    Count those before the job among the first ones only.
+    Count those before the job among the first ones of its *line*.
 
-    A search for all that come before would, near the head, read the queue to its end.
+    A search for all that come before it would, where they are few, read the line to
+    its end.
     """
     job = tables.table.c
+    where = [claimable(tables)]
+    if "channel" in line:  # what the index is on
+        where.append(job.channel != word(""))
     order = (job.priority.desc(), job.lane, job.run_at, job.id)
-    front = (
-        select(job.priority, job.lane, job.run_at, job.id)
-        .where(claimable(tables), job.queue == bind("queue", Text()), *where)
-        .order_by(*order)
-        .limit(MOST_AHEAD + 1)
-        .subquery("front")
-        .c
-    )
-    priority = bind("priority", SmallInteger())
+    front = _from_line(tables, line, where).order_by(*order)
+    found = front.limit(MOST_AHEAD + 1).subquery("front")
+    first, priority = found.c, bind("priority", SmallInteger())
     later = tuple_(
         bind("lane", SmallInteger()),
         bind("run_at", DateTime(timezone=True)),
         bind("job", BigInteger()),
     )
-    first = or_(
-        front.priority > priority,
-        and_(
-            front.priority == priority,
-            tuple_(front.lane, front.run_at, front.id) < later,
-        ),
+    same_priority = tuple_(first.lane, first.run_at, first.id) < later
+    before = or_(
+        first.priority > priority,
+        and_(first.priority == priority, same_priority),
     )
-    return select(func.count().filter(first)).select_from(front.priority.table)
+    counted = select(func.count()).select_from(found)
+    return counted.where(*_same_line(found, line), before)

@@ -13,9 +13,8 @@ from sqla_jobs.cli import options
 from sqla_jobs.cli.completion import SHELLS, complete_templates, print_script
 from sqla_jobs.cli.errors import TargetError
 from sqla_jobs.cli.settings import (
+    folder_of,
     missing_target,
-    origin,
-    section,
     warn_of_unknown_variables,
 )
 
@@ -94,7 +93,7 @@ def run(
         raise missing_target(ctx)
     settings = RunSettings(
         target=target,
-        folder=_folder(ctx, app_dir),
+        folder=folder_of(ctx, app_dir),
         options={name: given[name] for name in OPTIONS if given[name] is not None},
         burst=bool(given["burst"]),
         fail_on_error=bool(given["fail_on_error"]),
@@ -132,7 +131,7 @@ def check(ctx: click.Context, /, target: str | None, *, app_dir: Path | None) ->
     warn_of_unknown_variables(ctx)
     if target is None:
         raise missing_target(ctx)
-    check_target(target, _folder(ctx, app_dir))
+    check_target(target, folder_of(ctx, app_dir))
 
 
 @command.command("template")
@@ -219,18 +218,3 @@ def _supervise(ctx: click.Context, settings: Any) -> None:
     from sqla_jobs.cli.supervise import supervise
 
     ctx.exit(supervise(settings))
-
-
-def _folder(ctx: click.Context, app_dir: Path | None) -> Path:
-    """Return the folder whose modules can be imported."""
-    found = section(ctx)
-    if app_dir is not None:
-        in_file = found is not None and origin(ctx, "app_dir") == found.where("app-dir")
-        base = found.path.parent if found is not None and in_file else Path.cwd()
-        folder = base / app_dir
-        if not folder.is_dir():
-            raise TargetError(f"--app-dir: {folder} is not a folder")
-        return folder.resolve()
-    if found is not None and origin(ctx, "target") == found.where("runner"):
-        return found.path.parent
-    return Path.cwd()

@@ -70,6 +70,21 @@ def target(function: F) -> F:
     return argument(function)
 
 
+def runner(function: F) -> F:
+    """Give a command the option that names the runner, where arguments name jobs."""
+    option = _option(
+        *("-r", "--runner", "target"),
+        key="runner",
+        metavar="MODULE:NAME",
+        parse=as_given,
+        from_toml=text_of,
+        shell_complete=complete_runner,
+        help="The runner of the application whose jobs are meant; as TARGET of run.",
+    )
+    given: F = option(function)
+    return given
+
+
 def app_dir(function: F) -> F:
     """Give a command the option for the folder of the application."""
     option = _option(

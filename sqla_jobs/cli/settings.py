@@ -49,10 +49,16 @@ class Setting(click.Option, _Configurable):
     """An option that the environment and pyproject.toml can give too."""
 
     def __init__(
-        self, names: Sequence[str], *, parse: Parse, from_toml: Parse, **kw: Any
+        self,
+        names: Sequence[str],
+        *,
+        parse: Parse,
+        from_toml: Parse,
+        key: str | None = None,
+        **kw: Any,
     ) -> None:
         super().__init__(names, default=None, callback=_resolve, **kw)
-        self._set_up(str(self.name).replace("_", "-"), parse, from_toml)
+        self._set_up(key or str(self.name).replace("_", "-"), parse, from_toml)
 
 
 class Target(click.Argument, _Configurable):
@@ -109,11 +115,33 @@ def missing_target(ctx: click.Context) -> click.ClickException:
     found = section(ctx)
     key = f"'runner' in [tool.sqla_jobs] of {found.path if found else 'pyproject.toml'}"
     lacks = ", which lacks it" if found else ""
+    argument = any(isinstance(each, Target) for each in ctx.command.params)
+    name = "TARGET" if argument else "--runner"
     return click.UsageError(
-        f"missing TARGET, the runner, as in 'app.worker:runner'; or set the variable"
+        f"missing {name}, the runner, as in 'app.worker:runner'; or set the variable"
         f" {PREFIX}RUNNER, or {key}{lacks}",
         ctx,
     )
+
+
+def folder_of(ctx: click.Context, app_dir: Path | None) -> Path:
+    """
+    Return the folder whose modules can be imported.
+
+    Raises:
+        TargetError: If *app_dir* is no folder.
+    """
+    found = section(ctx)
+    if app_dir is not None:
+        in_file = found is not None and origin(ctx, "app_dir") == found.where("app-dir")
+        base = found.path.parent if found is not None and in_file else Path.cwd()
+        folder = base / app_dir
+        if not folder.is_dir():
+            raise TargetError(f"--app-dir: {folder} is not a folder")
+        return folder.resolve()
+    if found is not None and origin(ctx, "target") == found.where("runner"):
+        return found.path.parent
+    return Path.cwd()
 
 
 def warn_of_unknown_variables(ctx: click.Context) -> None:
