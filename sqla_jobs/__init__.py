@@ -11,6 +11,7 @@ from sqla_jobs._core.states import JobState
 from sqla_jobs._hooks import install
 from sqla_jobs._store.claim import Claim, claim
 from sqla_jobs._store.enqueue import enqueue_many
+from sqla_jobs._store.enqueue_one import Enqueued, enqueue
 from sqla_jobs._store.enqueue_select import enqueue_select
 from sqla_jobs._store.explain import explain
 from sqla_jobs._store.holds import abort_hold, confirm_hold, extend_hold
@@ -20,6 +21,7 @@ from sqla_jobs._store.operate import (
     request_cancel,
     requeue,
 )
+from sqla_jobs._store.queued import find_queued
 from sqla_jobs._store.retention import purge, purge_archive
 from sqla_jobs._store.schema import check
 from sqla_jobs._store.sweep import Rescued, Staged, rescue, stage
@@ -67,6 +69,7 @@ __all__ = [
     "Difference",
     "Discard",
     "DuplicateJob",
+    "Enqueued",
     "Explanation",
     "HoldExpired",
     "JobDefinitionError",
@@ -100,12 +103,14 @@ __all__ = [
     "constant",
     "custom",
     "discard",
+    "enqueue",
     "enqueue_many",
     "enqueue_select",
     "explain",
     "exponential",
     "extend_hold",
     "fail",
+    "find_queued",
     "handles",
     "install",
     "linear",

@@ -16,6 +16,7 @@ from sqlalchemy import (
     DateTime,
     Executable,
     FromClause,
+    Insert,
     Select,
     Table,
     bindparam,
@@ -126,10 +127,24 @@ class JobDialect(ABC):
         table: Table,
         values: Mapping[str, Any],
         *,
-        key: str,
+        key: str | Sequence[str],
         change: Mapping[str, Any],
+        returning: Sequence[ColumnElement[Any]] = (),
     ) -> Executable:
-        """Return an INSERT that makes *change* to the row that already has *key*."""
+        """
+        Return an INSERT that makes *change* to the row that already has *key*.
+
+        It returns *returning* of the row as it is then.
+        """
+
+    @abstractmethod
+    def insert_new(self, table: Table, *, key: str, where: str) -> Insert:
+        """
+        Return an INSERT that leaves out rows whose *key* another row has.
+
+        Args:
+            where: Of the unique index on *key*: which rows it is about, as SQL.
+        """
 
     @abstractmethod
     def notify(self, channel: str) -> Executable:

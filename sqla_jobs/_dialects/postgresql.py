@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Executable,
     FromClause,
+    Insert,
     Select,
     Table,
     Text,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     func,
     literal,
     select,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.exc import DataError, DBAPIError, DisconnectionError, StatementError
@@ -105,12 +107,22 @@ class PostgreSQLDialect(JobDialect):
         table: Table,
         values: Mapping[str, Any],
         *,
-        key: str,
+        key: str | Sequence[str],
         change: Mapping[str, Any],
+        returning: Sequence[ColumnElement[Any]] = (),
     ) -> Executable:
         """Return INSERT ... ON CONFLICT (key) DO UPDATE."""
+        keys = [key] if isinstance(key, str) else list(key)
         stmt = insert(table).values(**values)
-        return stmt.on_conflict_do_update(index_elements=[key], set_=dict(change))
+        made = stmt.on_conflict_do_update(index_elements=keys, set_=dict(change))
+        return made.returning(*returning) if returning else made
+
+    def insert_new(self, table: Table, *, key: str, where: str) -> Insert:
+        """Return INSERT ... ON CONFLICT (key) WHERE ... DO NOTHING."""
+        stmt = insert(table)
+        return stmt.on_conflict_do_nothing(
+            index_elements=[key], index_where=text(where)
+        )
 
     def notify(self, channel: str) -> Executable:
         """Return a NOTIFY without payload: any role may listen."""

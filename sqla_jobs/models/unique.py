@@ -88,8 +88,8 @@ def value_of(cls: type[Any], row: Mapping[str, Any], name: str) -> Any:
         value = _default(column, name)
     if isinstance(value, ClauseElement):
         raise JobValueError(
-            f"{name!r} in unique= is an SQL expression, which is not known before the"
-            " INSERT; give a plain value, or unique_key="
+            f"{name!r} is an SQL expression, not known before the INSERT;"
+            " give a plain value, or unique_key="
         )
     return value
 
@@ -112,8 +112,8 @@ def _default(column: Column[Any], name: str) -> Any:
     if default is None and column.server_default is None:
         return None
     raise JobValueError(
-        f"{name!r} in unique= has no value yet: its default comes with the INSERT; set"
-        f" {name}, or give unique_key="
+        f"{name!r} has no value yet, as its default comes with the INSERT; set it, or"
+        " give unique_key="
     )
 
 
@@ -128,9 +128,9 @@ def _related(cls: type[Any], row: Mapping[str, Any], column: Column[Any]) -> Any
         value = getattr(target, key)
         if value is None:
             raise JobValueError(
-                f"the key of its {relation.key} is not known before the flush, and"
-                " unique= needs it; call session.flush() before the job is added, or"
-                " give unique_key="
+                f"the key of its {relation.key!r} is not known before the flush, but"
+                " the unique key is made of it; add it and call session.flush() before"
+                " you add the job, or give unique_key="
             )
         return value
     return None
