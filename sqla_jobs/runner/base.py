@@ -30,6 +30,7 @@ from sqla_jobs._store.claim import (
 )
 from sqla_jobs._store.holds import BATCH as HOLDS
 from sqla_jobs._store.holds import expire_holds
+from sqla_jobs._store.idempotency import purge_idempotency
 from sqla_jobs._store.lease import settled_state, still_held
 from sqla_jobs._store.retention import apply_retention
 from sqla_jobs._store.runners import RunnerInfo, unknown_kinds, upsert_runner
@@ -279,8 +280,10 @@ class RunnerBase:
         return time.monotonic() - self._chores_at > CHORES_SECONDS
 
     def _chores_work(self, session: Session) -> tuple[bool, list[str]]:
-        """Delete old jobs; return whether more are left, and the unknown kinds."""
+        """Delete what is old; return whether more is left, and the unknown kinds."""
         deleted = apply_retention(session, self.tables, limit=RETENTION_BATCH)
+        keys = purge_idempotency(session, self.tables, limit=RETENTION_BATCH)
+        deleted = max(deleted, keys)
         unknown = unknown_kinds(session, self.tables, list(self.tables.kinds))
         return deleted >= RETENTION_BATCH, unknown
 
