@@ -1,0 +1,532 @@
+"""Sends to ordered channels: in the order of commits, and without an error."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    Engine,
+    ForeignKey,
+    event,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    true,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from sqla_jobs import (
+    Arg,
+    JobMixin,
+    JobValueError,
+    arg,
+    enqueue_many,
+    enqueue_select,
+    install,
+)
+from sqla_jobs._store.locks import MOST_NAMES
+from tests.conformance.enqueue_kit import in_schema, schema_for
+from tests.conformance.factories import at_once, freed_when_awaited, sent
+
+ROUNDS = 50
+
+
+class Base(DeclarativeBase):
+    """The application's."""
+
+
+class Note(Base):
+    """A domain class."""
+
+    __tablename__ = "notes"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class Job(JobMixin, Base):
+    """The root."""
+
+    __tablename__ = "jobs"
+    after_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id"))
+
+
+class Send(Job, queue="mail"):
+    """Is ordered if it says so."""
+
+    number: Arg[int] = arg(default=0)
+
+
+class Step(Job, queue="mail", ordered=True):
+    """Is ordered if it does not say otherwise."""
+
+    number: Arg[int] = arg(default=0)
+
+
+class Report(Job, queue="mail", ordered=True):
+    """Has a table of its own."""
+
+    __tablename__ = "reports"
+    title: Mapped[str | None]
+
+
+@pytest.fixture(scope="module")
+def schema(engine: Engine) -> Iterator[str]:
+    """Yield the schema of this module's tables."""
+    with schema_for(Base, engine) as name:
+        yield name
+
+
+@pytest.fixture
+def db(engine: Engine, schema: str) -> Iterator[Engine]:
+    """Yield an engine on empty tables."""
+    own: Engine = in_schema(engine, schema)
+    yield own
+    with own.begin() as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(table.delete())
+
+
+@pytest.fixture
+def sessions(db: Engine) -> sessionmaker[Session]:
+    """Return a maker of sessions that may commit."""
+    return sessionmaker(db)
+
+
+@pytest.fixture
+def session(sessions: sessionmaker[Session]) -> Iterator[Session]:
+    """Yield a session."""
+    with sessions() as session:
+        yield session
+
+
+@contextmanager
+def impatient(sessions: sessionmaker[Session]) -> Iterator[Session]:
+    """Yield a session that does not wait for locks; it is rolled back."""
+    with sessions() as session:
+        session.execute(text("SET LOCAL lock_timeout = '200ms'"))
+        yield session
+
+
+def locks_of(session: Session) -> int:
+    """Return how many names the session's transaction has locked."""
+    query = text(
+        "SELECT count(*) FROM pg_locks"
+        " WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted"
+    )
+    return int(session.connection().execute(query).scalar_one())
+
+
+def send(session: Session, *channels: str, **options: Any) -> list[Step]:
+    """Flush an ordered job to each of *channels* and return them."""
+    jobs = [Step(channel=channel, **options) for channel in channels]
+    session.add_all(jobs)
+    session.flush()
+    return jobs
+
+
+# Several senders
+
+
+def test_late_sender_is_not_overtaken(sessions: sessionmaker[Session]) -> None:
+    """The next sender waits for the commit, does not fail, and has the later id."""
+    with sessions() as late, sessions() as next_one:
+        (first,) = send(late, "a")
+        with freed_when_awaited(next_one, late):
+            (second,) = send(next_one, "a")
+        next_one.commit()
+
+        assert late.scalar(select(Job.id).order_by(Job.id)) == first.id < second.id
+
+
+def test_sender_that_rolls_back_lets_the_next_one_go(
+    sessions: sessionmaker[Session],
+) -> None:
+    """What never was sent leaves its place to the one who waited."""
+    with sessions() as late, sessions() as next_one:
+        send(late, "a")
+        with freed_when_awaited(next_one, late, lambda s: s.rollback()):
+            (job,) = send(next_one, "a")
+        next_one.commit()
+
+        assert late.scalars(select(Job.id)).all() == [job.id]
+
+
+def test_ids_are_in_the_order_of_commits(sessions: sessionmaker[Session]) -> None:
+    """Many senders to one channel: no error, and each id is above the earlier ones."""
+    committed: list[int] = []
+
+    def sender(seed: int) -> Callable[[], None]:
+        rand = random.Random(seed)
+
+        def run() -> None:
+            for _ in range(ROUNDS):
+                with sessions() as session:
+                    jobs = send(session, *["a"] * rand.randint(1, 3))
+                    session.execute(select(func.pg_sleep(rand.random() / 500)))
+                    # Still alone in the channel, so the list has the commits' order.
+                    committed.extend(job.id for job in jobs)
+                    session.commit()
+
+        return run
+
+    at_once([sender(seed) for seed in range(3)])
+
+    assert len(committed) >= 3 * ROUNDS
+    assert all(one < other for one, other in pairwise(committed))
+
+
+def test_reader_never_sees_an_earlier_job_come_later(
+    sessions: sessionmaker[Session],
+) -> None:
+    """What a claim would take as the head of a channel stays the first one."""
+    done: list[int] = []
+
+    def sender() -> None:
+        for _ in range(ROUNDS):
+            with sessions() as session:
+                send(session, "a")
+                session.execute(select(func.pg_sleep(0.001)))
+                session.commit()
+        done.append(1)
+
+    def reader() -> None:
+        seen: list[int] = []
+        while len(done) < 2:
+            with sessions() as session:
+                found = list(session.scalars(select(Job.id).order_by(Job.id)))
+            assert found[: len(seen)] == seen
+            seen = found
+
+    at_once([sender, sender, reader])
+
+
+def test_senders_of_other_channels_do_not_wait(sessions: sessionmaker[Session]) -> None:
+    """The lock is on the pair of queue and channel, and on ordered jobs only."""
+    with sessions() as busy:
+        send(busy, "a")
+
+        with impatient(sessions) as session:
+            send(session, "b")
+            send(session, "a", queue="other")
+            session.add(Send(channel="a"))
+            session.flush()
+        with (
+            impatient(sessions) as session,
+            pytest.raises(DBAPIError, match="lock timeout"),
+        ):
+            send(session, "a")
+
+
+def test_senders_to_several_channels_do_not_deadlock(
+    sessions: sessionmaker[Session],
+) -> None:
+    """Locks are taken in one order, whatever the order of the jobs."""
+    names = [f"channel {number}" for number in range(8)]
+
+    def sender(seed: int) -> Callable[[], None]:
+        rand = random.Random(seed)
+
+        def run() -> None:
+            for _ in range(ROUNDS // 2):
+                with sessions() as session:
+                    send(session, *rand.sample(names, 6))
+                    session.commit()
+
+        return run
+
+    at_once([sender(seed) for seed in range(4)])
+
+    with sessions() as session:
+        assert session.scalar(select(func.count(Job.id))) == 2 * ROUNDS * 6
+
+
+def test_tenants_do_not_wait_for_each_other(
+    engine: Engine, sessions: sessionmaker[Session]
+) -> None:
+    """The same channel of another schema's table is another channel."""
+    with schema_for(Base, engine) as name, sessions() as busy:
+        send(busy, "a")
+        with impatient(sessionmaker(in_schema(engine, name))) as session:
+            send(session, "a")
+
+
+def test_flush_of_many_channels_takes_one_lock(sessions: sessionmaker[Session]) -> None:
+    """Not one of each, which the server has no room for; others wait for it."""
+    with sessions() as big:
+        send(big, *map(str, range(MOST_NAMES + 1)))
+
+        assert locks_of(big) == 1
+        with (
+            impatient(sessions) as session,
+            pytest.raises(DBAPIError, match="lock timeout"),
+        ):
+            send(session, "unheard of")
+    with sessions() as small, impatient(sessions) as session:
+        send(small, "a")
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            send(session, *map(str, range(MOST_NAMES + 1)))
+
+
+# Ends of transactions
+
+
+def test_savepoint_rollback_frees_its_channels(
+    sessions: sessionmaker[Session],
+) -> None:
+    """Others may send then; what is outside the savepoint keeps its channel."""
+    with sessions() as outer:
+        send(outer, "a")
+        savepoint = outer.begin_nested()
+        send(outer, "b")
+        savepoint.rollback()
+
+        with impatient(sessions) as session:
+            send(session, "b")
+        with (
+            impatient(sessions) as session,
+            pytest.raises(DBAPIError, match="lock timeout"),
+        ):
+            send(session, "a")
+        send(outer, "b")
+        outer.commit()
+
+        assert outer.scalar(select(func.count(Job.id))) == 2
+
+
+@pytest.mark.parametrize("end", ["commit", "rollback", "close"])
+def test_end_of_the_transaction_frees_the_channel(
+    sessions: sessionmaker[Session], end: str
+) -> None:
+    """No lock outlives its transaction."""
+    with sessions() as first:
+        send(first, "a")
+        getattr(first, end)()
+        with impatient(sessions) as session:
+            send(session, "a")
+            assert locks_of(session) == 2
+
+
+def test_repeatable_read_sends_in_order_too(db: Engine) -> None:
+    """Ids come from a sequence, which no snapshot hides."""
+    strict = sessionmaker(db.execution_options(isolation_level="REPEATABLE READ"))
+    with strict() as late, strict() as next_one:
+        (first,) = send(late, "a")
+        with freed_when_awaited(next_one, late):
+            (second,) = send(next_one, "a")
+        next_one.commit()
+
+        assert first.id < second.id
+
+
+# The order inside a flush
+
+
+def test_jobs_of_all_shapes_keep_the_order_of_add(session: Session) -> None:
+    """Kinds, columns and tables make no difference; other jobs may be moved."""
+    makers: list[Callable[[int], Job]] = [
+        lambda n: Step(number=n, channel="a"),
+        lambda n: Step(number=n, channel="b", delay=timedelta(hours=1)),
+        lambda n: Send(number=n, channel="a", ordered=True, tags=["x"]),
+        lambda n: Report(channel="a", title="x"),
+        lambda n: Report(channel="b", priority=n),
+        lambda n: Send(number=n, channel="a"),
+    ]
+    rand = random.Random(1)
+    jobs = [rand.choice(makers)(n) for n in range(60)]
+    session.add_all(jobs)
+    session.flush()
+
+    ids = [job.id for job in jobs if "ordered" in vars(job)]
+    assert len(ids) > 40
+    assert ids == sorted(ids)
+
+
+def test_jobs_of_one_shape_keep_the_order_of_add(session: Session) -> None:
+    """Also over several statements of 1,000 rows, in which the server gives the ids."""
+    jobs = [Step(number=n, channel=str(n % 7)) for n in range(1_500)]
+    session.add_all(jobs)
+    session.flush()
+
+    found = session.execute(select(Job.id, Step.number).order_by(Job.id)).all()
+    assert [row.number for row in found] == list(range(1_500))
+    assert [row.id for row in found] == [job.id for job in jobs]
+
+
+def test_expunged_jobs_leave_no_gap_for_later_ones(session: Session) -> None:
+    """What was added last comes last, also when others were taken out before."""
+    for _ in range(20):
+        jobs = [Step(number=n) for n in range(6)]
+        session.add_all(jobs[:5])
+        for job in jobs[:4]:
+            session.expunge(job)
+        session.add_all([jobs[5], *jobs[:4]])
+        session.flush()
+
+        ids = [jobs[number].id for number in (4, 5, 0, 1, 2, 3)]
+        assert ids == sorted(ids)
+
+
+def test_job_that_a_later_listener_adds_takes_its_lock(
+    sessions: sessionmaker[Session],
+) -> None:
+    """Wherever in the flush a job comes from, its channel is locked first."""
+    watched = type("Watched", (Session,), {})
+
+    def add(session: Session, *_: Any) -> None:
+        if any(isinstance(one, Note) for one in session.new):
+            session.add(Step(channel="late"))
+
+    event.listen(watched, "before_flush", add)
+    with watched(sessions.kw["bind"]) as session:
+        session.add(Note())
+        session.flush()
+        with (
+            impatient(sessions) as other,
+            pytest.raises(DBAPIError, match="lock timeout"),
+        ):
+            send(other, "late")
+
+
+# Cost
+
+
+def test_unordered_jobs_cost_no_statement(session: Session) -> None:
+    """Who does not use it does not pay for it."""
+    with sent(session) as statements:
+        session.add_all([Send(), Step(ordered=False), Send(channel="a")])
+        session.flush()
+
+    assert not any("lock" in one for one in statements)
+    assert locks_of(session) == 0
+
+
+def test_ordered_jobs_cost_one_statement_per_flush(session: Session) -> None:
+    """However many jobs and channels there are."""
+    with sent(session) as statements:
+        send(session, "a", "b", "c", "a")
+
+    assert [one.split()[0] for one in statements] == ["SELECT", "INSERT"]
+    assert locks_of(session) == 4  # the channels, and a shared one of the table
+
+
+# What is refused
+
+
+def test_ordered_is_of_the_class_or_of_the_job(session: Session) -> None:
+    """The keyword of the job wins."""
+    jobs = [Send(), Send(ordered=True), Step(), Step(ordered=False)]
+    session.add_all(jobs)
+    session.flush()
+    session.expire_all()
+
+    assert [job.ordered for job in jobs] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("value", [None, 1, "yes"])
+def test_ordered_must_be_true_or_false(session: Session, value: Any) -> None:
+    """A wrong value is an error when it is given, or at the flush."""
+    with pytest.raises(JobValueError, match=r"ordered=.* must be True or False"):
+        Send(ordered=value)
+    job = Send()
+    job.ordered = value
+    session.add(job)
+    with pytest.raises(JobValueError, match=r"Send.ordered = .* must be True or False"):
+        session.flush()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("queue", func.lower("A")), ("ordered", true())]
+)
+def test_expression_for_a_channel_is_refused(
+    session: Session, name: str, value: Any
+) -> None:
+    """A channel that only the database knows cannot be waited for."""
+    job = Step(channel="a")
+    setattr(job, name, value)
+    session.add(job)
+
+    with pytest.raises(JobValueError, match=rf"Step.{name} is an SQL expression"):
+        session.flush()
+
+
+@pytest.mark.parametrize(
+    ("cls", "row"), [(Step, {}), (Send, {"ordered": True}), (Report, {})]
+)
+def test_bulk_refuses_ordered_jobs(
+    session: Session, cls: type[Job], row: dict[str, Any]
+) -> None:
+    """It says why and what to use, at the first such row, before it is written."""
+    message = rf"row 0: enqueue_many\({cls.__name__}\) takes no ordered jobs.*add_all"
+    with pytest.raises(JobValueError, match=message):
+        enqueue_many(session, cls, [row] * 200)
+
+    assert enqueue_many(session, cls, [{**row, "ordered": False}]) == 1
+    assert session.scalar(select(func.count(Job.id))) == 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "row"),
+    [(Step, {}), (Send, {"ordered": True}), (Send, {"ordered": literal(True)})],
+)
+def test_query_refuses_ordered_jobs(
+    session: Session, cls: type[Job], row: dict[str, Any]
+) -> None:
+    """The rows of one INSERT have no order to keep."""
+    rows = select(func.generate_series(1, 3).table_valued("n"))
+    message = rf"enqueue_select\({cls.__name__}\) takes no ordered jobs.*add_all"
+    with pytest.raises(JobValueError, match=message):
+        enqueue_select(session, cls, rows, row)
+
+    assert enqueue_select(session, cls, rows, {"ordered": False}) == 3
+
+
+RAW = {"kind": "send", "ordered": True}
+
+
+@pytest.mark.parametrize(
+    ("statement", "rows"),
+    [
+        (insert(Send), [{"ordered": False}, {"ordered": True}]),
+        (insert(Send), {"ordered": True}),
+        (insert(Send).values(ordered=True), None),
+        (insert(Send).values([RAW, {**RAW, "ordered": False}]), None),
+        (insert(Send).values(ordered=true()), None),
+        (insert(Job.__table__).values(RAW), None),
+        (insert(Job.__table__), [RAW]),
+        (
+            insert(Job.__table__).from_select(
+                ["kind", "ordered"], select(literal("send"), true())
+            ),
+            None,
+        ),
+    ],
+    ids=str,
+)
+def test_raw_insert_of_ordered_jobs_is_refused(
+    db: Engine, statement: Any, rows: Any
+) -> None:
+    """It takes no lock, so it might overtake; with `install` it is an error."""
+    made = install(sessionmaker(db, class_=type("Installed", (Session,), {})))
+    with made() as session:
+        with pytest.raises(JobValueError, match="takes no ordered jobs"):
+            session.execute(statement, rows)
+        assert session.scalar(select(func.count(Job.id))) == 0
+
+
+def test_raw_insert_of_others_is_not_refused(db: Engine) -> None:
+    """What says that it is not ordered passes."""
+    made = install(sessionmaker(db, class_=type("Installed", (Session,), {})))
+    with made() as session:
+        session.execute(insert(Send), [{"ordered": False}, {"ordered": False}])
+        session.execute(insert(Send).values(kind="send", ordered=False))
+        session.execute(insert(Job.__table__).values({**RAW, "ordered": False}))
+
+        assert session.scalar(select(func.count(Job.id))) == 4
