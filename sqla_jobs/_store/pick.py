@@ -254,7 +254,7 @@ def _candidates(
     stmt: Select[*tuple[Any, ...]] = (
         select(job.id, job.crashes)
         .where(*conditions)
-        .order_by(job.priority.desc(), job.lane, job.run_at, job.id)
+        .order_by(*rank_columns(tables.table))
         .limit(limit)
     )
     ready = dialect.lock(stmt, skip=True, of=tables.table)
@@ -267,24 +267,44 @@ def _candidates(
 def _conditions(
     tables: JobTables, source: _Source, *, all_kinds: bool
 ) -> list[ColumnElement[bool]]:
-    job, queue = tables.table.c, tables.queues.c
-    shut = queue.paused if source.managed else or_(queue.paused, is_managed(tables))
-    closed = (
-        select(queue.name)
-        .where(queue.name == source.queue, shut)
-        .correlate(source.wanted)
-        .exists()
+    found = job_conditions(
+        tables, source.wanted, source.queue, all_kinds=all_kinds, plain=True
     )
+    return [*found, *source.conditions]
+
+
+def job_conditions(
+    tables: JobTables,
+    wanted: FromClause,
+    name: ColumnElement[str],
+    *,
+    all_kinds: bool,
+    plain: bool = False,
+) -> list[ColumnElement[bool]]:
+    """
+    Return what a job of the queue *name*, a column of *wanted*, must be to be taken.
+
+    Args:
+        plain: Whether fair and limited queues are left alone. Default False.
+    """
+    job, queue = tables.table.c, tables.queues.c
+    closed = or_(queue.paused, is_managed(tables)) if plain else queue.paused
+    shut = select(queue.name).where(queue.name == name, closed)
     conditions: list[ColumnElement[bool]] = [
-        job.queue == source.queue,
+        job.queue == name,
         claimable(tables),
-        ~closed,
+        ~shut.correlate(wanted).exists(),
         or_(bind("suspects", Boolean()), job.crashes < SUSPECT_CRASHES),
-        *source.conditions,
     ]
     if not all_kinds:
         conditions.append(job.kind == func.any(bind("kinds", ARRAY(Text()))))
     return conditions
+
+
+def rank_columns(table: FromClause) -> tuple[ColumnElement[Any], ...]:
+    """Return what jobs of one queue are claimed by, in turn."""
+    job = table.c
+    return (job.priority.desc(), job.lane, job.run_at, job.id)
 
 
 def _given_queues(dialect: JobDialect) -> FromClause:

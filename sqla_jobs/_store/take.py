@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import (
     CTE,
     ColumnElement,
+    FromClause,
     Interval,
     Update,
     Uuid,
@@ -236,9 +237,11 @@ def taking(tables: JobTables, dialect: JobDialect, target: Any) -> Update:
     )
 
 
-def claimable(tables: JobTables) -> ColumnElement[bool]:
-    """Return the predicate of the claim index, literally."""
-    job = tables.table.c
+def claimable(
+    tables: JobTables, source: FromClause | None = None
+) -> ColumnElement[bool]:
+    """Return the predicate of the claim index, literally; of *source*, an alias."""
+    job = (tables.table if source is None else source).c
     return and_(job.state == word(JobState.AVAILABLE), ~job.ordered)
 
 
