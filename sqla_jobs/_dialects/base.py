@@ -138,12 +138,14 @@ class JobDialect(ABC):
         """
 
     @abstractmethod
-    def insert_new(self, table: Table, *, key: str, where: str) -> Insert:
+    def insert_new(
+        self, table: Table, *, key: str, where: ColumnElement[bool]
+    ) -> Insert:
         """
         Return an INSERT that leaves out rows whose *key* another row has.
 
         Args:
-            where: Of the unique index on *key*: which rows it is about, as SQL.
+            where: Which rows the unique index on *key* is about.
         """
 
     @abstractmethod

@@ -24,7 +24,6 @@ from sqlalchemy import (
     func,
     literal,
     select,
-    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, insert
 from sqlalchemy.exc import DataError, DBAPIError, DisconnectionError, StatementError
@@ -117,12 +116,12 @@ class PostgreSQLDialect(JobDialect):
         made = stmt.on_conflict_do_update(index_elements=keys, set_=dict(change))
         return made.returning(*returning) if returning else made
 
-    def insert_new(self, table: Table, *, key: str, where: str) -> Insert:
+    def insert_new(
+        self, table: Table, *, key: str, where: ColumnElement[bool]
+    ) -> Insert:
         """Return INSERT ... ON CONFLICT (key) WHERE ... DO NOTHING."""
         stmt = insert(table)
-        return stmt.on_conflict_do_nothing(
-            index_elements=[key], index_where=text(where)
-        )
+        return stmt.on_conflict_do_nothing(index_elements=[key], index_where=where)
 
     def notify(self, channel: str) -> Executable:
         """Return a NOTIFY without payload: any role may listen."""

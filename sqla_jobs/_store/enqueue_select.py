@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from copy import copy
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -37,6 +38,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.roles import SQLRole
 from sqlalchemy.types import TypeEngine
 
+from sqla_jobs._core.options import problem_of
 from sqla_jobs._core.payloads import check_size, dump
 from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect, dialect_of
@@ -44,7 +46,8 @@ from sqla_jobs._store import wake
 from sqla_jobs._store.base import connection_of, execute
 from sqla_jobs._store.channels import refuse_ordered
 from sqla_jobs._store.enqueue import check_session, flush_before
-from sqla_jobs.errors import JobValueError, PayloadError
+from sqla_jobs._store.unique import holds_key, lock_all
+from sqla_jobs.errors import DuplicateJob, JobValueError, PayloadError
 from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.models.annotations import without_none
 from sqla_jobs.models.arg import Arg
@@ -80,6 +83,10 @@ def enqueue_select(
     ``payload`` take no expressions. Refused are a class with a table of its own,
     ordered jobs, whose order could not be kept, and ``hold_for``.
 
+    With a ``unique_key``, rows whose key a live job or another row has raise, or are
+    left out with ``"on_conflict": "skip"``; meanwhile no one else enqueues with a key.
+    A key that the class computes is refused, since the database cannot.
+
     Args:
         session: With an AsyncSession: ``await session.run_sync(enqueue_select, ...)``.
         job_class: A job class, not the root.
@@ -88,6 +95,8 @@ def enqueue_select(
         TypeError: If a name is unknown or an `Arg` without default is missing.
         JobValueError: If a value cannot be used, or a required column is NULL.
         PayloadError: If an `Arg` gets a value of the wrong type, NULL or too much.
+        DuplicateJob: If a key is taken and the policy is "raise"; nothing is enqueued
+            then, and the transaction stays usable.
         MissingTables: If the job tables are not there.
     """
     check_session(session, "enqueue_select")
@@ -97,9 +106,16 @@ def enqueue_select(
     flush_before(session)
     dialect = dialect_of(connection_of(session, tables))
     statement = _statement(mapping, query, tables, dialect)
-    result = execute(session, tables, lambda *_: statement, {}).one()
-    if result.refused:
-        mapping.refuse(result.missing, result.size)
+    if mapping.has_key:
+        lock_all(session, tables)
+    # Rolled back where a key is taken: what has been inserted by then is not to stay.
+    raises = mapping.has_key and mapping.policy == "raise"
+    with connection_of(session, tables).begin_nested() if raises else nullcontext():
+        result = execute(session, tables, lambda *_: statement, {}).one()
+        if result.refused:
+            mapping.refuse(result.missing, result.size)
+        if raises and result.rows < result.wanted:
+            mapping.refuse_duplicates(result.wanted - result.rows, result.wanted)
     if result.available:
         wake.note(session, tables)
     count: int = result.rows
@@ -129,6 +145,9 @@ class _Mapping:
         self.columns = {
             attr.key: attr.columns[0] for attr in job_class.__mapper__.column_attrs
         }
+        values = dict(values)
+        self.policy = self._policy(values)
+        self.has_key = "unique_key" in values
         self.expressions = {k: v for k, v in values.items() if _is_sql(v)}
         constants = {k: v for k, v in values.items() if k not in self.expressions}
         self.constants = self._construct(constants)
@@ -154,6 +173,35 @@ class _Mapping:
         construct(job, values)
         columns: dict[str, Any] = vars(job)
         return columns
+
+    def _policy(self, values: dict[str, Any]) -> str:
+        """Return what is to be done with rows whose key is taken."""
+        cls, options = self.job_class.__name__, self.job_class.__job_options__
+        given = values.pop("on_conflict", None)
+        if given is not None and (problem := problem_of("on_conflict", given)):
+            raise JobValueError(f"enqueue_select: on_conflict={given!r} {problem}")
+        if "unique_key" not in values:
+            if options.unique or given is not None:
+                raise JobValueError(
+                    f"enqueue_select({cls}) needs an expression for unique_key: it"
+                    " computes no key, and on_conflict has no meaning without one"
+                )
+            return "raise"
+        policy: str = given or options.on_conflict
+        if policy not in {"raise", "skip"}:
+            raise JobValueError(
+                f"enqueue_select({cls}) cannot {policy!r} on a conflict, only 'raise'"
+                " or 'skip'; use enqueue_many"
+            )
+        return policy
+
+    def refuse_duplicates(self, count: int, wanted: int) -> NoReturn:
+        """Raise the error for rows whose key is taken."""
+        raise DuplicateJob(
+            f"enqueue_select({self.job_class.__name__}): {count} of {wanted} rows have"
+            " a unique_key that a live job or another row has; leave them out with"
+            " on_conflict='skip'"
+        )
 
     def _refuse_hold(self) -> NoReturn:
         raise JobValueError(
@@ -216,6 +264,7 @@ def _stand_in(job_class: type[Any], plan: Plan) -> Any:
         "__job_options__": job_class.__job_options__,
         "_delay": None,
         "_hold_for": None,
+        "_on_conflict": None,
     }
     return type(job_class.__name__, (), members)()
 
@@ -247,9 +296,13 @@ def _statement(
     )
     names = [column.key for column in ready.c if column.key != "#missing"]
     rows = select(*(ready.c[name] for name in names)).where(~exists(select(refused)))
-    made = (
-        insert(tables.table).from_select(names, rows).returning(tables.table.c.state)
-    ).cte("made")
+    into = insert(tables.table)
+    if mapping.has_key:
+        where = holds_key(tables)
+        into = dialect.insert_new(tables.table, key="unique_key", where=where)
+    made = into.from_select(names, rows).returning(tables.table.c.state).cte("made")
+    all_ready = select(func.count()).select_from(ready).scalar_subquery()
+    wanted = all_ready if mapping.has_key else null()
     available = func.count().filter(made.c.state == AVAILABLE)
     counted = select(
         func.count().label("rows"), available.label("available")
@@ -258,6 +311,7 @@ def _statement(
         exists(select(refused)).label("refused"),
         select(refused.c.missing).scalar_subquery().label("missing"),
         select(refused.c.size).scalar_subquery().label("size"),
+        wanted.label("wanted"),
     )
 
 

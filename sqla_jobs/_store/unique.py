@@ -205,21 +205,21 @@ def _find_live(
     return {row.unique_key: Live(row.id, row.state) for row in rows if not row.gone}
 
 
-def has_key(tables: JobTables, keys: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Return whether a job is live and has one of *keys*, as the index has it."""
+def holds_key(tables: JobTables) -> ColumnElement[bool]:
+    """Return whether a job is live and has a key, in the words of the index."""
     job = tables.table.c
-    return and_(
-        job.unique_key == func.any(keys),
-        job.unique_key.is_not(null()),
-        job.state.not_in(literal_states(FINAL)),
-    )
+    return and_(job.unique_key.is_not(null()), job.state.not_in(literal_states(FINAL)))
+
+
+def _has_one_of(tables: JobTables, keys: ColumnElement[Any]) -> ColumnElement[bool]:
+    return and_(tables.table.c.unique_key == func.any(keys), holds_key(tables))
 
 
 @built_once
 def _finding(tables: JobTables, _dialect: JobDialect) -> Executable:
     job = tables.table.c
     keys = bind("keys", ARRAY(Text()))
-    return select(job.unique_key, job.id, job.state).where(has_key(tables, keys))
+    return select(job.unique_key, job.id, job.state).where(_has_one_of(tables, keys))
 
 
 @built_once
@@ -232,8 +232,8 @@ def _replacing(tables: JobTables, dialect: JobDialect) -> Executable:
     """
     job = tables.table.c
     keys, running = bind("keys", ARRAY(Text())), word(JobState.RUNNING)
-    found = select(job.id, job.unique_key, job.state).where(has_key(tables, keys))
-    found = found.cte("found")
+    live = select(job.id, job.unique_key, job.state).where(_has_one_of(tables, keys))
+    found = live.cte("found")
     replaced = found.c.unique_key == func.any(bind("replacing", ARRAY(Text())))
     refused = found.c.unique_key == func.any(bind("refusing", ARRAY(Text())))
     waits = and_(replaced, found.c.state != running)
