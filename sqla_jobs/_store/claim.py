@@ -14,6 +14,7 @@ from sqlalchemy import Executable, inspect, literal, select
 from sqlalchemy.orm import Session, selectinload
 
 from sqla_jobs._core.limits import NO_FEATURES, Features
+from sqla_jobs._core.memory import Memory
 from sqla_jobs._core.options import MIN_LEASE
 from sqla_jobs._core.subscriptions import (
     Subscription,
@@ -154,6 +155,7 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
     suspects: bool = True,
     late: int = 0,
     features: Features = NO_FEATURES,
+    memory: Memory | None = None,
     now: datetime | None = None,
 ) -> list[Any]:
     """
@@ -164,6 +166,7 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
         suspects: Whether one job that crashed its runner twice may be among them.
         late: Most retried and most rescued jobs that come before fresh ones.
         features: What else there is beside plain jobs.
+        memory: What the claimer remembers of its last claims.
 
     Raises:
         MissingTables: If the job tables are not there.
@@ -178,6 +181,7 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
         late=late,
         now=now,
         entities=True,
+        memory=memory,
     )
     sources = [_plain, *_other_sources(features)]
     # None may always come first: it could take every slot, every time.

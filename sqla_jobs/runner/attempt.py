@@ -69,6 +69,8 @@ class Attempt(Guard):
         self.token: int = job.lease_token
         self.kind: str = job.kind
         self.queue: str = job.queue
+        self.channel: str = job.channel
+        self.ordered: bool = job.ordered
         self.number: int = job.attempt
         self.max_attempts: int = job.max_attempts
         self.suspect = job.crashes

@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.limits import NO_FEATURES, Features
+from sqla_jobs._core.memory import Memory
 from sqla_jobs._core.plan import Claim, Plan, Slots
 from sqla_jobs._core.settle import Settlement, settle_error
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
@@ -112,7 +113,9 @@ class RunnerBase:
         self._chores_at = self._seen_at = float("-inf")
         self._unknown: list[str] = []
         self._differences: tuple[Difference, ...] = ()
-        self._features = NO_FEATURES  # as the last sweep found them
+        ordered = any(c.__job_options__.ordered for c in self.tables.kinds.values())
+        self._features = Features(ordered)  # as the last sweep found them
+        self._memory = Memory()
         self._heartbeat: Heartbeat | None = None
         self._watchdog: Watchdog | None = None
 
@@ -262,7 +265,9 @@ class RunnerBase:
                 job.job_id, job.kind, job.state, job.attempt, job.crashes,
                 extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt},
             )  # fmt: skip
-        self._features = found.features
+        # Ordered jobs that come back need no sweep to be seen.
+        ordered = found.features.ordered or self._features.ordered
+        self._features = replace(found.features, ordered=ordered)
         with self._lock:
             self._plan.swept(now, moved=found.moved, next_due=found.next_due)
 
@@ -328,6 +333,7 @@ class RunnerBase:
             runner_id=self.id,
             suspects=suspects,
             features=self._features,
+            memory=self._memory,
         )
         load_relationships(session, jobs)
         return jobs
@@ -346,6 +352,9 @@ class RunnerBase:
         now = time.monotonic()
         with self._lock:
             self._plan.claimed(now, step, Counter(a.queue for a in attempts))
+            again = self._memory.take_again()
+            if again is not None:
+                self._plan.look(now, again)
             for attempt in attempts:
                 attempt.draining = self._stopping
                 self._attempts[attempt.job_id, attempt.token] = attempt
@@ -442,7 +451,16 @@ class RunnerBase:
         if again:
             with self._lock:
                 self._plan.due_in(time.monotonic(), row.delay or 0.0)
-        return again
+        return self._free(attempt) or again
+
+    def _free(self, attempt: Attempt) -> bool:
+        """Return whether a settled attempt may have held others back; look then."""
+        if not attempt.ordered and attempt.queue not in self._features.queues:
+            return False
+        self._memory.settled(attempt.queue, attempt.channel, ordered=attempt.ordered)
+        with self._lock:
+            self._plan.look(time.monotonic())
+        return True
 
     @staticmethod
     def _log_settled(attempt: Attempt, state: JobState | None) -> None:
@@ -475,6 +493,7 @@ class RunnerBase:
         """Make the handler notice; a thread cannot be made to."""
 
     def _on_wake(self) -> None:
+        self._memory.woke()
         with self._lock:
             self._plan.woke(time.monotonic())
 
