@@ -10,6 +10,8 @@ from sqla_jobs._core.outcomes import Cancel, Complete, Discard, Outcome, Retry, 
 from sqla_jobs._core.states import JobState
 from sqla_jobs._hooks import install
 from sqla_jobs._store.claim import Claim, claim
+from sqla_jobs._store.counts import JobCount, JobStatus, counts, exists
+from sqla_jobs._store.dead import dead_letters, history
 from sqla_jobs._store.enqueue import enqueue_many
 from sqla_jobs._store.enqueue_one import Enqueued, enqueue
 from sqla_jobs._store.enqueue_select import enqueue_select
@@ -41,6 +43,7 @@ from sqla_jobs.errors import (
     DuplicateJob,
     HoldExpired,
     JobDefinitionError,
+    JobNotFound,
     JobValueError,
     LeaseLost,
     MissingTables,
@@ -54,6 +57,7 @@ from sqla_jobs.models import Arg, JobMixin, arg
 from sqla_jobs.runner.aio import AsyncRunner
 from sqla_jobs.runner.context import AsyncContext, Context
 from sqla_jobs.runner.threads import Runner
+from sqla_jobs.runner.wait import wait
 
 __all__ = [
     "Arg",
@@ -72,9 +76,12 @@ __all__ = [
     "Enqueued",
     "Explanation",
     "HoldExpired",
+    "JobCount",
     "JobDefinitionError",
     "JobMixin",
+    "JobNotFound",
     "JobState",
+    "JobStatus",
     "JobValueError",
     "LeaseLost",
     "MissingTables",
@@ -101,17 +108,21 @@ __all__ = [
     "complete",
     "confirm_hold",
     "constant",
+    "counts",
     "custom",
+    "dead_letters",
     "discard",
     "enqueue",
     "enqueue_many",
     "enqueue_select",
+    "exists",
     "explain",
     "exponential",
     "extend_hold",
     "fail",
     "find_queued",
     "handles",
+    "history",
     "install",
     "linear",
     "purge",
@@ -123,4 +134,5 @@ __all__ = [
     "rescue",
     "snooze",
     "stage",
+    "wait",
 ]

@@ -21,6 +21,10 @@ class PayloadError(JobValueError):
     """A payload value cannot be stored or no longer decodes."""
 
 
+class JobNotFound(JobValueError, LookupError):
+    """There is no job with this id, or no longer."""
+
+
 class UnsupportedDialect(SqlaJobsError):
     """The engine's database is not one that sqla_jobs supports."""
 
