@@ -118,8 +118,7 @@ class _Room:
         room = (self.rooms or {}).get(row.queue)
         if room is None or self.queues[row.queue] <= 0:
             return False
-        running = room.running.get(row.channel, 0)
-        return room.per_channel is None or running < room.per_channel
+        return room.room(row.channel) > 0
 
 
 def _chosen(this: _Round, ready: Sequence[Any]) -> list[int]:

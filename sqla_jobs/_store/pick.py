@@ -267,8 +267,9 @@ def _candidates(
 def _conditions(
     tables: JobTables, source: _Source, *, all_kinds: bool
 ) -> list[ColumnElement[bool]]:
+    plain, wanted = not source.managed, source.wanted
     found = job_conditions(
-        tables, source.wanted, source.queue, all_kinds=all_kinds, plain=True
+        tables, wanted, source.queue, all_kinds=all_kinds, plain=plain
     )
     return [*found, *source.conditions]
 
