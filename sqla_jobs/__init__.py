@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqla_jobs.alembic  # noqa: F401 - shows autogenerate what it cannot see
 from sqla_jobs._core.backoff import Backoff, constant, custom, exponential, linear
 from sqla_jobs._core.explanation import Explanation, Reason, Why
+from sqla_jobs._core.limits import QueueSettings
 from sqla_jobs._core.options import Retention
 from sqla_jobs._core.outcomes import Cancel, Complete, Discard, Outcome, Retry, Snooze
 from sqla_jobs._core.states import JobState
@@ -24,6 +25,7 @@ from sqla_jobs._store.operate import (
     requeue,
 )
 from sqla_jobs._store.queued import find_queued
+from sqla_jobs._store.queues import queue_settings, set_queue
 from sqla_jobs._store.retention import purge, purge_archive
 from sqla_jobs._store.schema import check
 from sqla_jobs._store.sweep import Rescued, Staged, rescue, stage
@@ -87,6 +89,7 @@ __all__ = [
     "MissingTables",
     "Outcome",
     "PayloadError",
+    "QueueSettings",
     "Reason",
     "RequeueResult",
     "Rescued",
@@ -127,11 +130,13 @@ __all__ = [
     "linear",
     "purge",
     "purge_archive",
+    "queue_settings",
     "release",
     "renew",
     "request_cancel",
     "requeue",
     "rescue",
+    "set_queue",
     "snooze",
     "stage",
     "wait",
