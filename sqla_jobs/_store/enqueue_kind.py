@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import JSON, Column, inspect
+from sqlalchemy.orm import configure_mappers
 
 from sqla_jobs._core.codecs import Codec, type_name
 from sqla_jobs._core.options import RAW_KIND, unknown
@@ -118,6 +119,7 @@ def _codec_of(column: Column[Any]) -> Codec | None:
 
 def _raw_job(tables: JobTables, values: dict[str, Any]) -> Any:
     # The root class has no constructor, since it is no kind of job.
+    configure_mappers()
     job = inspect(tables.root).class_manager.new_instance()
     job.__dict__["kind"] = RAW_KIND
     construct(job, values)

@@ -1,4 +1,4 @@
-"""Jobs as those see them who know an id only: rows, their attempts, a held lease."""
+"""Jobs as those see them who know an id only: rows, and a held lease."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def find_rows(
     Return the library's columns of the jobs that are there, by id.
 
     Neither options of the application's sessions nor its classes change what is found.
+    Beside them there is ``queue_backoff``, the queue's own.
     """
     rows = execute(session, tables, _finding, {"ids": list(ids)})
     return {row.id: row for row in rows}
@@ -31,9 +32,14 @@ def find_rows(
 
 @built_once
 def _finding(tables: JobTables, _dialect: JobDialect) -> Executable:
-    job = tables.table.c
+    job, queue = tables.table.c, tables.queues.c
     ids = bind("ids", ARRAY(BigInteger()))
-    return select(*(job[name] for name in COLUMN_ORDER)).where(job.id == func.any(ids))
+    columns = [job[name] for name in COLUMN_ORDER]
+    return (
+        select(*columns, queue.backoff.label("queue_backoff"))
+        .select_from(tables.table.outerjoin(tables.queues, queue.name == job.queue))
+        .where(job.id == func.any(ids))
+    )
 
 
 def find_claim(
@@ -65,19 +71,5 @@ def find_claim(
         payload_bytes=row.payload_bytes,
         state=row.checkpoint or {},
         tables=tables,
-    )
-
-
-def find_attempts(session: Session, tables: JobTables, job_id: int) -> list[Any]:
-    """Return the attempts of a job that did not complete, the oldest first."""
-    return list(execute(session, tables, _attempts, {"job": job_id}))
-
-
-@built_once
-def _attempts(tables: JobTables, _dialect: JobDialect) -> Executable:
-    attempt = tables.attempts.c
-    return (
-        select(tables.attempts)
-        .where(attempt.job_id == bind("job", BigInteger()))
-        .order_by(attempt.lease_token)
+        queue_backoff=row.queue_backoff,
     )

@@ -81,7 +81,7 @@ def _forgetting(tables: JobTables, dialect: JobDialect) -> Executable:
 def unknown_kinds(
     session: Session, tables: JobTables, known: Sequence[str]
 ) -> list[str]:
-    """Return kinds of available jobs, of the first 1,000 found, that are not *known*."""
+    """Return kinds of available jobs, of the first 1,000 found, not among *known*."""
     return list(
         execute(session, tables, _unknown, {"known": [RAW_KIND, *known]}).scalars()
     )
