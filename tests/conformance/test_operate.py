@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +13,15 @@ from sqlalchemy import func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, sessionmaker
 
-from sqla_jobs import DuplicateJob, JobState, JobValueError
+from sqla_jobs import (
+    DuplicateJob,
+    HoldExpired,
+    JobState,
+    JobValueError,
+    abort_hold,
+    confirm_hold,
+    extend_hold,
+)
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import (
     CANCELLABLE,
@@ -21,6 +31,7 @@ from sqla_jobs._core.states import (
     TRANSITIONS,
 )
 from sqla_jobs._store.claim import claim
+from sqla_jobs._store.holds import expire_holds
 from sqla_jobs._store.lease import fence, renew_many
 from sqla_jobs._store.operate import (
     CancelResult,
@@ -469,6 +480,15 @@ def _fence_any(session: Session, rand: random.Random, jobs: list[int]) -> None:
         renew_many(session, TABLES, [(job, token)], lease=LEASE, now=NOW)
 
 
+def _hold_any(session: Session, rand: random.Random, jobs: list[int]) -> None:
+    now = NOW + rand.random() * DAY
+    verb = rand.choice([confirm_hold, abort_hold, partial(extend_hold, for_=LEASE)])
+    with suppress(HoldExpired):
+        verb(session, Job, rand.sample(jobs, rand.randint(1, 3)), now=now)
+    if rand.random() < 0.3:
+        expire_holds(session, TABLES, now=now)
+
+
 STEPS: dict[str, Callable[[Session, random.Random, list[int]], object]] = {
     "claim": lambda s, r, jobs: claim(s, Job, limit=r.randint(1, 9), now=NOW),
     "stage": lambda s, r, jobs: stage(s, Job, now=NOW + r.random() * 2 * DAY),
@@ -477,6 +497,7 @@ STEPS: dict[str, Callable[[Session, random.Random, list[int]], object]] = {
     "requeue": lambda s, r, jobs: requeue(s, Job, r.sample(jobs, 9), now=NOW),
     "settle": _settle_any,
     "fence": _fence_any,
+    "hold": _hold_any,
 }
 VERBS = {
     "claim": {"claim"},
@@ -486,6 +507,7 @@ VERBS = {
     "requeue": {"requeue"},
     "settle": {"complete", "retry", "snooze", "cancel", "discard", "release, rescue"},
     "fence": set[str](),
+    "hold": {"confirm", "cancel, abort, expire"},
 }
 
 
@@ -503,6 +525,7 @@ def test_no_statement_leaves_the_table_of_transitions(
             max_attempts=rand.choice([1, 2, 10]),
             crashes=rand.choice([0, 2]),
             unique_key=str(key) if rand.random() < 0.2 else None,
+            held_until=NOW + rand.random() * DAY if state == JobState.HELD else None,
         )
         for key, state in enumerate(states)
     ]
