@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from sqla_jobs._core.subscriptions import (
+    Subscription,
+    check_subscriptions,
+    names_only,
+    subscription_of,
+)
 from sqla_jobs.errors import JobValueError
 
 HOT_SECONDS = 0.15  # longer than a NOTIFY suppresses later ones (0.05 s)
 HOT_POLL = 0.02
 COOLDOWN = 0.003  # lets slots gather, so that a claim takes several jobs
+RETRY_SHARE = 0.1  # of a runner that states none
+LATE_REST = 16  # full claims until the next look for late jobs, if there were none
 MAX_PENDING = 2_000  # outcomes not yet written; more would only grow
 ANY = ""  # the one backlog flag of a runner without slots per queue
 
 
+Queues = Mapping[Subscription, int] | Mapping[str, int] | Sequence[Subscription]
+"""What ``queues=`` may be: slots by subscription, or subscriptions that share them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Claim up to *limit* jobs; per queue where *queues* says so."""
+    """
+    Claim up to *limit* jobs; per subscription where *queues* says so.
+
+    Up to *late* retried jobs, and as many rescued ones, come before fresh ones.
+    """
 
     limit: int
-    queues: Mapping[str, int] | None
+    queues: Mapping[Subscription, int] | None
+    late: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +64,28 @@ Step = Claim | Sweep | Wait | Stop
 class Slots:
     """
     How many jobs may run: at most *most*, refilled when fewer than *least* run; and
-    per queue, if *queues* gives numbers.
+    per subscription, if *queues* gives numbers.
     """
 
     least: int
     most: int
-    queues: Mapping[str, int] | None = None
-    names: Sequence[str] | None = None
+    queues: Mapping[Subscription, int] | None = None
+    names: Sequence[Subscription] | None = None
 
     @staticmethod
     def of(
         concurrency: int | tuple[int, int] | None,
-        queues: Mapping[str, int] | Sequence[str] | None,
+        queues: Queues | None,
     ) -> Slots:
         """
         Return the slots that a runner's options mean.
 
         Raises:
             JobValueError: If a number is below 1, the pair is not ascending, or a
-                queue is named twice or not at all.
+                queue is named twice, not at all, or by what is no subscription.
         """
-        per_queue = dict(queues) if isinstance(queues, Mapping) else None
+        given: Any = queues
+        per_queue = dict(given) if isinstance(queues, Mapping) else None
         names = None if queues is None else _names(queues)
         for queue, slots in (per_queue or {}).items():
             _check_count(f"queues[{queue!r}]", slots)
@@ -85,11 +104,17 @@ class Slots:
         least, most = concurrency
         return Slots(least, most, per_queue, names)
 
+    def source(self, queue: str, channel: str) -> Subscription:
+        """Return the subscription whose slot a job takes."""
+        if self.queues is None:
+            return ANY
+        return subscription_of(self.queues, queue, channel) or queue
 
-def _names(queues: Mapping[str, int] | Sequence[str]) -> list[str]:
+
+def _names(queues: Queues) -> list[Subscription]:
     if isinstance(queues, str):
         raise JobValueError(f"queues must be a list or a mapping, got {queues!r}")
-    names = list(queues)
+    names = check_subscriptions(queues)
     if not names or len(set(names)) != len(names):
         raise JobValueError(f"queues must name each queue once, got {names}")
     return names
@@ -98,6 +123,11 @@ def _names(queues: Mapping[str, int] | Sequence[str]) -> list[str]:
 def _check_count(name: str, value: int) -> None:
     if type(value) is not int or value < 1:
         raise JobValueError(f"{name} must be a whole number of 1 or more, got {value}")
+
+
+def _asked(step: Claim) -> list[tuple[Subscription, int]]:
+    """Return the subscriptions that a claim has slots for."""
+    return [(queue, slots) for queue, slots in (step.queues or {}).items() if slots]
 
 
 @dataclass(slots=True)
@@ -109,16 +139,21 @@ class Plan:
         slots: How many jobs may run at once.
         poll: Seconds between looks at an idle database.
         burst: Whether to stop once nothing is left to run now.
+        retry_share: The part of the jobs claimed in a flood that may be retried ones
+            before fresh ones, and that may be rescued ones; 0 to 1.
     """
 
     slots: Slots
     poll: float
     burst: bool = False
+    retry_share: float = 0.0
     running: int = 0
     unsettled: int = 0
     stopping: bool = False
-    _per_queue: dict[str, int] = field(default_factory=dict)
-    _backlog: dict[str, bool] = field(default_factory=dict)
+    _per_queue: dict[Subscription, int] = field(default_factory=dict)
+    _backlog: dict[Subscription, bool] = field(default_factory=dict)
+    _credit: float = 0.0  # late jobs that may come with the next claim
+    _late_rest: int = 0  # full claims until they may
     _claim_at: float = 0.0
     _claimed_at: float = float("-inf")
     _sweep_at: float = 0.0
@@ -158,16 +193,28 @@ class Plan:
         if self.slots.least < self.slots.most and self.running >= self.slots.least:
             return None
         if self.slots.queues is not None:
-            open_slots = {
-                queue: slots - self._per_queue.get(queue, 0)
-                for queue, slots in self.slots.queues.items()
-                if slots > self._per_queue.get(queue, 0)
-            }
+            open_slots = self._open_slots(self.slots.queues)
             free = min(free, sum(open_slots.values()))
-            return Claim(free, open_slots) if free > 0 else None
+            return Claim(free, open_slots, self._late(free)) if free > 0 else None
         if self.slots.names is not None:
-            return Claim(free, dict.fromkeys(self.slots.names, free))
-        return Claim(free, None)
+            names = dict.fromkeys(self.slots.names, free)
+            return Claim(free, names, self._late(free))
+        return Claim(free, None, self._late(free))
+
+    def _open_slots(
+        self, queues: Mapping[Subscription, int]
+    ) -> dict[Subscription, int]:
+        """Return the free slots; one without keeps its jobs from other patterns."""
+        free = {
+            queue: max(0, slots - self._per_queue.get(queue, 0))
+            for queue, slots in queues.items()
+        }
+        if not names_only(free):
+            return free
+        return {queue: slots for queue, slots in free.items() if slots > 0}
+
+    def _late(self, limit: int) -> int:
+        return 0 if self._late_rest > 0 else min(limit, int(self._credit))
 
     def _claim_due(self, wanted: Claim) -> float:
         if not self._has_backlog(wanted):
@@ -178,10 +225,47 @@ class Plan:
     def _has_backlog(self, wanted: Claim) -> bool:
         if self.slots.queues is None:
             return self._backlog.get(ANY, False)
-        return any(self._backlog.get(queue, False) for queue in wanted.queues or ())
+        return any(self._backlog.get(queue, False) for queue, _ in _asked(wanted))
 
-    def claimed(self, now: float, step: Claim, by_queue: Mapping[str, int]) -> None:
-        """Note what a claim returned: how many jobs of each queue."""
+    def claimed(
+        self,
+        now: float,
+        step: Claim,
+        by_queue: Mapping[Any, int],
+        *,
+        late: int = 0,
+        more: Collection[Subscription] = (),
+    ) -> None:
+        """
+        Note what a claim returned: how many jobs of each subscription.
+
+        Args:
+            late: How many of them were retried or rescued.
+            more: Subscriptions that may have more, though they gave less than asked.
+        """
+        self._note_claim(now, step, by_queue, more)
+        self._note_late(step, by_queue, late)
+
+    def _note_late(
+        self, step: Claim, by_queue: Mapping[Subscription, int], late: int
+    ) -> None:
+        """Earn places for late jobs in a flood; without one all get their turn."""
+        got = sum(by_queue.values())
+        if got < step.limit and all(by_queue.get(q, 0) < n for q, n in _asked(step)):
+            self._credit = 0.0
+            return
+        self._credit += got * self.retry_share - step.late
+        self._late_rest -= 1
+        if step.late and not late:
+            self._credit, self._late_rest = 0.0, LATE_REST
+
+    def _note_claim(
+        self,
+        now: float,
+        step: Claim,
+        by_queue: Mapping[Subscription, int],
+        more: Collection[Subscription],
+    ) -> None:
         got = sum(by_queue.values())
         self._claimed_at = now
         self._swept_last = False
@@ -191,10 +275,11 @@ class Plan:
             self._per_queue[queue] = self._per_queue.get(queue, 0) + count
         full = got >= step.limit
         if self.slots.queues is None:
-            self._backlog[ANY] = full
+            self._backlog[ANY] = full or bool(more)
         else:
-            for queue, asked in (step.queues or {}).items():
-                self._backlog[queue] = full or by_queue.get(queue, 0) >= asked
+            for queue, asked in _asked(step):
+                enough = by_queue.get(queue, 0) >= asked or queue in more
+                self._backlog[queue] = full or enough
         self._claim_at = now + (HOT_POLL if now < self._hot_until else self.poll)
         if self.burst and not self.running and not self.unsettled:
             self._found_nothing(now)
@@ -207,8 +292,13 @@ class Plan:
         else:
             self._claim_at = now
 
-    def finished(self, queue: str) -> bool:
-        """Note that a slot is free again; return whether the loop should look."""
+    def finished(self, queue: Subscription) -> bool:
+        """
+        Note that a slot of a subscription is free again.
+
+        Returns:
+            Whether the loop should look.
+        """
         self.running -= 1
         self._empty = False
         self._per_queue[queue] = self._per_queue.get(queue, 0) - 1

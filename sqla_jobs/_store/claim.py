@@ -68,6 +68,7 @@ def claim(
     kinds: Sequence[str] | None = None,
     limit: int = 1,
     lease: timedelta = DEFAULT_LEASE,
+    retry_share: float = 0.0,
     now: datetime | None = None,
 ) -> list[Claim]:
     """
@@ -85,15 +86,18 @@ def claim(
         limit: Most jobs to take, 1 to 10,000. Default 1.
         lease: How long the claim holds without `renew`, 3 s or more, unless the job
             sets its own. Default 30 s.
+        retry_share: The part of *limit*, 0 to 1, that retried jobs get before fresh
+            ones of the same priority; rescued jobs get as much. Default 0.
         now: The time to use instead of the database's clock, for tests.
 
     Raises:
-        JobValueError: If *limit* or *lease* is out of range, *queues* or *kinds* is
-            one text, or *queues* holds something else.
+        JobValueError: If *limit*, *lease* or *retry_share* is out of range, *queues* or
+            *kinds* is one text, or *queues* holds something else.
         MissingTables: If the job tables are not there.
     """
     check_limit(limit)
     check_lease(lease)
+    check_share(retry_share)
     sources = check_sources(queues)
     kinds = check_names("kinds", kinds)
     tables = job_tables(job_class)
@@ -104,6 +108,7 @@ def claim(
         lease=lease,
         queues=None if sources is None else dict.fromkeys(sources, limit),
         kinds=kinds,
+        late=_late(limit, retry_share),
         now=now,
     )
     rows, features = _claim_plain(session, tables, ask)
@@ -112,6 +117,11 @@ def claim(
         rows += _claim_rest(session, tables, rest, features)
     rows.sort(key=claim_order)
     return [_claim_of(row, tables, features) for row in rows]
+
+
+def _late(limit: int, share: float) -> int:
+    """Return the places of late jobs; a part of one by chance."""
+    return int(limit * share + random.random()) if share else 0  # noqa: S311
 
 
 def _claim_plain(
@@ -245,6 +255,20 @@ def check_limit(limit: object) -> None:
     whole = limit if isinstance(limit, int) and not isinstance(limit, bool) else 0
     if not 1 <= whole <= MAX_LIMIT:
         raise JobValueError(f"limit must be 1 to {MAX_LIMIT}, got {limit!r}")
+
+
+def check_share(share: object) -> None:
+    """
+    Raise JobValueError unless *share* is a number from 0 to 1.
+
+    Raises:
+        JobValueError: As said.
+    """
+    number = -1 if isinstance(share, bool) else share
+    if not isinstance(number, int | float) or not 0 <= number <= 1:
+        raise JobValueError(
+            f"retry_share must be 0 to 1, a part of the claimed jobs, got {share!r}"
+        )
 
 
 def check_lease(lease: timedelta) -> None:

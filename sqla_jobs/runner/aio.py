@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
-from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
+from sqla_jobs._core.plan import RETRY_SHARE, Claim, Queues, Stop, Sweep, Wait
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import JobState
 from sqla_jobs._notify import ListenerTask
@@ -76,13 +76,14 @@ class AsyncRunner(RunnerBase):
         job_class: type[Any],
         *,
         sync_session: sessionmaker[Any] | None = None,
-        queues: Mapping[str, int] | Sequence[str] | None = None,
+        queues: Queues | None = None,
         kinds: Sequence[str | type[Any]] | None = None,
         concurrency: int | tuple[int, int] | None = None,
         name: str | None = None,
         lease: timedelta | None = None,
         poll: timedelta = timedelta(seconds=1),
         grace: timedelta = timedelta(seconds=30),
+        retry_share: float = RETRY_SHARE,
         listen: bool = True,
         resources: Any = None,
         middleware: Sequence[Around] = (),
@@ -101,6 +102,7 @@ class AsyncRunner(RunnerBase):
             lease=lease,
             poll=poll,
             grace=grace,
+            retry_share=retry_share,
             listen=listen,
             resources=resources,
             middleware=middleware,

@@ -74,6 +74,7 @@ class Attempt(Guard):
         self.number: int = job.attempt
         self.max_attempts: int = job.max_attempts
         self.suspect = job.crashes
+        self.lane: int = job.lane
         self.lease: timedelta = job.lease or lease
         self.timeout: timedelta | None = job.timeout
         self.started_at = job.started_at

@@ -19,9 +19,10 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs._core.limits import NO_FEATURES, Features
 from sqla_jobs._core.memory import Memory
-from sqla_jobs._core.plan import Claim, Plan, Slots
+from sqla_jobs._core.plan import Claim, Plan, Queues, Slots
 from sqla_jobs._core.settle import Settlement, settle_error
-from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
+from sqla_jobs._core.states import SUSPECT_CRASHES, JobState, Lane
+from sqla_jobs._core.subscriptions import Subscription, label
 from sqla_jobs._dialects import JobDialect
 from sqla_jobs._notify import Listener, listener_for
 from sqla_jobs._store.claim import (
@@ -71,13 +72,14 @@ class RunnerBase:
         job_class: type[Any],
         *,
         runs: Callable[[Handler], bool],
-        queues: Mapping[str, int] | Sequence[str] | None,
+        queues: Queues | None,
         kinds: Sequence[str | type[Any]] | None,
         concurrency: int | tuple[int, int] | None,
         name: str | None,
         lease: timedelta | None,
         poll: timedelta,
         grace: timedelta,
+        retry_share: float,
         listen: bool,
         resources: Any,
         middleware: Sequence[Around],
@@ -92,6 +94,7 @@ class RunnerBase:
             lease=lease or DEFAULT_LEASE,
             poll=poll,
             grace=grace,
+            retry_share=retry_share,
             listen=listen,
             resources=resources,
             middleware=tuple(middleware),
@@ -124,16 +127,17 @@ class RunnerBase:
         """The runner's name in logs and in its row; default host and process id."""
         return self.options.name
 
-    def configure(
+    def configure(  # noqa: PLR0913 - one keyword per option
         self,
         *,
-        queues: Mapping[str, int] | Sequence[str] | None = None,
+        queues: Queues | None = None,
         kinds: Sequence[str | type[Any]] | None = None,
         concurrency: int | tuple[int, int] | None = None,
         grace: timedelta | None = None,
         name: str | None = None,
         lease: timedelta | None = None,
         poll: timedelta | None = None,
+        retry_share: float | None = None,
         listen: bool | None = None,
     ) -> None:
         """
@@ -157,6 +161,7 @@ class RunnerBase:
             "grace": grace,
             "lease": lease,
             "poll": poll,
+            "retry_share": retry_share,
             "listen": listen,
         }
         kept = {key: value for key, value in given.items() if value is not None}
@@ -171,7 +176,12 @@ class RunnerBase:
         self._plan = self._new_plan(burst=False)
 
     def _new_plan(self, *, burst: bool) -> Plan:
-        return Plan(self.options.slots, self.options.poll.total_seconds(), burst=burst)
+        return Plan(
+            self.options.slots,
+            self.options.poll.total_seconds(),
+            burst=burst,
+            retry_share=self.options.retry_share,
+        )
 
     def _begin_run(self) -> None:
         """
@@ -314,7 +324,7 @@ class RunnerBase:
             name=self.name,
             host=socket.gethostname(),
             pid=os.getpid(),
-            queues=queues,
+            queues=None if queues is None else {label(q): n for q, n in queues.items()},
             kinds=sorted(self.handlers),
         )
 
@@ -332,11 +342,27 @@ class RunnerBase:
             lease=self.options.lease,
             runner_id=self.id,
             suspects=suspects,
+            late=step.late,
             features=self._features,
             memory=self._memory,
         )
         load_relationships(session, jobs)
         return jobs
+
+    def _source(self, attempt: Attempt) -> Subscription:
+        return self.options.slots.source(attempt.queue, attempt.channel)
+
+    def _note_claim(self, now: float, step: Claim, attempts: Sequence[Attempt]) -> None:
+        """Tell the plan; a fair queue may give less than it has, so ask it again."""
+        settings = self._features.queues
+        fair = {name for name, one in settings.items() if one.fair}
+        self._plan.claimed(
+            now,
+            step,
+            Counter(map(self._source, attempts)),
+            late=sum(attempt.lane != Lane.FRESH for attempt in attempts),
+            more={self._source(a) for a in attempts if a.queue in fair},
+        )
 
     def _claimed(self, step: Claim, jobs: Sequence[Any], sent: float) -> list[Attempt]:
         attempts = [
@@ -351,7 +377,7 @@ class RunnerBase:
         ]
         now = time.monotonic()
         with self._lock:
-            self._plan.claimed(now, step, Counter(a.queue for a in attempts))
+            self._note_claim(now, step, attempts)
             again = self._memory.take_again()
             if again is not None:
                 self._plan.look(now, again)
@@ -385,7 +411,7 @@ class RunnerBase:
     def _state_work(self, session: Session, attempt: Attempt) -> JobState | None:
         return settled_state(session, self.tables, attempt.job_id, attempt.token)
 
-    def _one_of_each_queue(self) -> dict[str, int] | None:
+    def _one_of_each_queue(self) -> dict[Subscription, int] | None:
         names = self.options.slots.names
         return None if names is None else dict.fromkeys(names, 1)
 
@@ -399,7 +425,7 @@ class RunnerBase:
         with self._lock:
             if self._attempts.pop((attempt.job_id, attempt.token), None) is None:
                 return False  # a thread that an earlier run could not wait for
-            look = self._plan.finished(attempt.queue) or due
+            look = self._plan.finished(self._source(attempt)) or due
             if settlement is None or not attempt.take():
                 return look
             self._plan.unsettled += 1
@@ -513,7 +539,7 @@ class RunnerBase:
             "%s: running kinds %s; queues %s; concurrency %s",
             self.name,
             ", ".join(sorted(self.handlers)) or "none",
-            "all" if slots.names is None else ", ".join(slots.names),
+            "all" if slots.names is None else ", ".join(map(label, slots.names)),
             slots.most,
         )
         missing = sorted(set(self.tables.kinds) - set(self.handlers))

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from sqla_jobs._core.plan import Slots
-from sqla_jobs._store.claim import check_lease
+from sqla_jobs._store.claim import check_lease, check_share
 from sqla_jobs.errors import JobDefinitionError, JobValueError
 from sqla_jobs.handlers import Handler, handler_for, is_async
 from sqla_jobs.models import JobTables
@@ -29,6 +29,7 @@ class Options:
     lease: timedelta
     poll: timedelta
     grace: timedelta
+    retry_share: float
     listen: bool
     resources: Any
     middleware: tuple[Around, ...]
@@ -47,6 +48,7 @@ class Options:
             raise JobValueError(f"poll must be above zero, got {self.poll}")
         if self.grace < timedelta(0):
             raise JobValueError(f"grace must be zero or more, got {self.grace}")
+        check_share(self.retry_share)
         if self.max_crashes < 1:
             raise JobValueError(
                 f"max_crashes must be 1 or more, got {self.max_crashes}"

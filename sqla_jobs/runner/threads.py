@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from queue import SimpleQueue
@@ -15,7 +15,7 @@ from typing import Any, Self
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
-from sqla_jobs._core.plan import Claim, Stop, Sweep, Wait
+from sqla_jobs._core.plan import RETRY_SHARE, Claim, Queues, Stop, Sweep, Wait
 from sqla_jobs._core.states import JobState
 from sqla_jobs._notify import ListenerThread
 from sqla_jobs._store.runners import forget_runner
@@ -84,7 +84,9 @@ class Runner(RunnerBase):
             of its own with the same connect arguments.
         job_class: The root class of the jobs.
         queues: Slots per queue as a mapping, or names that share *concurrency*.
-            Default all queues.
+            Beside names there are (queue, channel) pairs and `Prefix` values; a job
+            that several match counts for the pair, then the name, then the longest
+            prefix. Default all queues.
         kinds: Kinds or classes to run. Default every kind with a sync handler.
         concurrency: Jobs at once; ``(min, max)`` refills up to max only when fewer
             than min run. Default 10, or the sum of the slots per queue.
@@ -93,6 +95,9 @@ class Runner(RunnerBase):
             to do with how long jobs run. Default 30 s.
         poll: The longest time between looks at an idle database. Default 1 s.
         grace: How long running jobs may go on after a stop. Default 30 s.
+        retry_share: The part of the claimed jobs, 0 to 1, that retried jobs get
+            before fresh ones of the same priority when there are more jobs than
+            slots; rescued jobs get as much. Default 0.1.
         listen: Whether to hold a connection that wakes the runner. Default True.
         resources: Any value, for handlers as ``ctx.resources``.
         middleware: Sync functions ``around(job, ctx, call_next)``, first outermost.
@@ -110,13 +115,14 @@ class Runner(RunnerBase):
         session_maker: sessionmaker[Any],
         job_class: type[Any],
         *,
-        queues: Mapping[str, int] | Sequence[str] | None = None,
+        queues: Queues | None = None,
         kinds: Sequence[str | type[Any]] | None = None,
         concurrency: int | tuple[int, int] | None = None,
         name: str | None = None,
         lease: timedelta | None = None,
         poll: timedelta = timedelta(seconds=1),
         grace: timedelta = timedelta(seconds=30),
+        retry_share: float = RETRY_SHARE,
         listen: bool = True,
         resources: Any = None,
         middleware: Sequence[Around] = (),
@@ -133,6 +139,7 @@ class Runner(RunnerBase):
             lease=lease,
             poll=poll,
             grace=grace,
+            retry_share=retry_share,
             listen=listen,
             resources=resources,
             middleware=middleware,

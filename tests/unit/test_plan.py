@@ -21,6 +21,7 @@ from sqla_jobs._core.plan import (
     Sweep,
     Wait,
 )
+from sqla_jobs._core.subscriptions import Prefix
 
 POLL = 1.0
 
@@ -380,3 +381,136 @@ def test_running_never_exceeds_the_slots(data: st.DataObject) -> None:
         more: Any = st.booleans()
         if running and data.draw(more):
             plan.finished(running.pop())
+
+
+# Subscriptions
+
+
+PAIR = ("mail", "acme")
+MIXED: dict[Any, int] = {"mail": 3, PAIR: 1, Prefix("t-"): 2}
+
+
+def test_slots_of_patterns_are_counted_where_they_belong() -> None:
+    """A used-up pair stays in the claim, so that its name does not take its jobs."""
+    plan = plan_of(None, MIXED)
+    step = plan.next_step(0.0)
+    assert step == Claim(6, MIXED)
+    assert isinstance(step, Claim)
+    plan.claimed(0.0, step, {PAIR: 1, "mail": 2})
+
+    assert plan.finished("mail") is False
+    plan.swept(POLL, moved=0, next_due=None)
+    assert plan.next_step(POLL) == Claim(4, {"mail": 2, PAIR: 0, Prefix("t-"): 2})
+
+
+def test_used_up_pattern_is_no_backlog_of_others() -> None:
+    """What has no slot asked for nothing: it cannot have come back full."""
+    plan = plan_of(None, {"mail": 3, PAIR: 1})
+    plan.running, plan._per_queue = 1, {PAIR: 1}
+    step = plan.next_step(0.0)
+    assert step == Claim(3, {"mail": 3, PAIR: 0})
+    assert isinstance(step, Claim)
+
+    plan.claimed(0.0, step, {"mail": 1})
+
+    assert plan.finished(PAIR) is False
+
+
+def test_source_of_a_job_is_the_subscription_it_counts_for() -> None:
+    """Without slots per subscription all jobs count as one."""
+    slots = Slots.of(None, MIXED)
+
+    assert slots.source("mail", "acme") == PAIR
+    assert slots.source("mail", "x") == "mail"
+    assert slots.source("t-1", "acme") == Prefix("t-")
+    assert slots.source("else", "") == "else"
+    assert Slots.of(None, ["mail", PAIR]).source("mail", "acme") == ""
+
+
+@pytest.mark.parametrize("bad", [("a", "b", "c"), 3, ["a", "b"]])
+def test_queue_that_is_none_is_refused(bad: Any) -> None:
+    """The message shows what was given."""
+    with pytest.raises(JobValueError, match="no name of a queue"):
+        Slots.of(None, [bad])
+
+
+def test_claim_that_may_have_more_is_repeated() -> None:
+    """A fair queue that gave less than it was asked for is asked again at once."""
+    plan = plan_of(4)
+    step = plan.next_step(0.0)
+    assert isinstance(step, Claim)
+    plan.claimed(0.0, step, {"": 1}, more={""})
+    assert plan.next_step(COOLDOWN) == Claim(3, None)
+
+    plan = plan_of(None, {"a": 4, "b": 4})
+    step = plan.next_step(0.0)
+    assert isinstance(step, Claim)
+    plan.claimed(0.0, step, {"a": 1, "b": 1}, more={"b"})
+    assert plan.finished("a") is False
+    assert plan.finished("b") is True
+
+
+# The share of late jobs
+
+
+def flood(plan: Plan, claims: int, *, late: bool = True) -> list[int]:
+    """Claim so often, always full, and return how many late jobs were asked for."""
+    asked = []
+    for number in range(claims):
+        plan.swept(float(number), moved=0, next_due=None)
+        step = plan.next_step(float(number))
+        assert isinstance(step, Claim), step
+        plan.claimed(float(number), step, {"": step.limit}, late=late * step.late)
+        asked.append(step.late)
+        for _ in range(step.limit):
+            plan.finished("")
+    return asked
+
+
+@pytest.mark.parametrize(("slots", "share"), [(10, 0.1), (1, 0.25), (3, 0.5), (8, 1.0)])
+def test_late_jobs_get_their_share_of_a_flood(slots: int, share: float) -> None:
+    """Over many full claims the share is exact, whatever the size of a claim."""
+    plan = Plan(Slots.of(slots, None), POLL, retry_share=share)
+
+    asked = flood(plan, 400)
+
+    assert sum(asked) == pytest.approx(400 * slots * share, abs=slots)
+    assert max(asked) <= slots
+
+
+def test_no_share_asks_for_no_late_jobs() -> None:
+    """With 0 the claim stays the plain one."""
+    assert set(flood(Plan(Slots.of(4, None), POLL), 50)) == {0}
+
+
+def test_without_late_jobs_they_are_asked_for_now_and_then() -> None:
+    """A flood with nothing retried pays for one look in 17 claims."""
+    plan = Plan(Slots.of(10, None), POLL, retry_share=0.5)
+
+    asked = flood(plan, 170, late=False)
+
+    assert 8 <= sum(one > 0 for one in asked) <= 11
+
+
+def test_claim_that_found_all_earns_nothing() -> None:
+    """Without a flood the late jobs come in their turn."""
+    plan = plan_of(10)
+    plan.retry_share = 1.0
+    for number in range(5):
+        claim(plan, number * POLL, default=9)
+        for _ in range(9):
+            plan.finished("default")
+        plan.swept((number + 1) * POLL, moved=0, next_due=None)
+
+    assert plan.next_step(6 * POLL) == Claim(10, None)
+
+
+def test_full_queue_among_idle_ones_is_a_flood() -> None:
+    """Late jobs of the busy queue get their share though another has free slots."""
+    plan = Plan(Slots.of(None, {"busy": 2, "idle": 2}), POLL, retry_share=0.5)
+    plan.swept(0.0, moved=0, next_due=None)
+    claim(plan, 0.0, busy=2)
+    plan.finished("busy")
+    plan.finished("busy")
+
+    assert plan.next_step(1e-3) == Claim(4, {"busy": 2, "idle": 2}, late=1)
