@@ -8,7 +8,9 @@ from sqla_jobs._core.explanation import Explanation, Reason, Why
 from sqla_jobs._core.limits import QueueSettings
 from sqla_jobs._core.options import Retention
 from sqla_jobs._core.outcomes import Cancel, Complete, Discard, Outcome, Retry, Snooze
+from sqla_jobs._core.priority import Priority
 from sqla_jobs._core.states import JobState
+from sqla_jobs._core.subscriptions import Prefix
 from sqla_jobs._hooks import install
 from sqla_jobs._store.claim import Claim, claim
 from sqla_jobs._store.counts import JobCount, JobStatus, counts, exists
@@ -89,6 +91,8 @@ __all__ = [
     "MissingTables",
     "Outcome",
     "PayloadError",
+    "Prefix",
+    "Priority",
     "QueueSettings",
     "Reason",
     "RequeueResult",
