@@ -73,7 +73,7 @@ def create_app(
     for part in (Jobs, Leases, Queues):
         part(api)
     app = FastAPI(title=f"{tables.table.name}: sqla_jobs", description=DESCRIPTION)
-    add_handlers(app)
+    add_handlers(app, router.routes)
     app.include_router(router)
     if guard.tokens.callers:
         _document_tokens(app)

@@ -9,6 +9,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.routing import BaseRoute, Match
 
 from sqla_jobs._core.text import clean_text
 from sqla_jobs.errors import DuplicateJob, JobValueError
@@ -68,16 +69,28 @@ def issue(field: str, problem: str) -> Issue:
     return Issue(field=_clean(field), problem=_clean(problem))
 
 
-def add_handlers(app: FastAPI) -> None:
-    """Let every error that a request can cause have its answer."""
+def add_handlers(app: FastAPI, routes: Iterable[BaseRoute]) -> None:
+    """Let every error that a request to one of *routes* can cause have its answer."""
+
+    async def refused(request: Request, exc: StarletteHTTPException) -> JSONResponse:
+        if exc.status_code == 405:  # FastAPI names the methods of one route only
+            exc.headers = {"Allow": _allowed(request, routes)}
+        return await _refused(request, exc)
+
     handlers: dict[Any, Any] = {
-        StarletteHTTPException: _refused,
+        StarletteHTTPException: refused,
         RequestValidationError: _invalid,
         JobValueError: _unusable,
         DuplicateJob: _duplicate,
     }
     for error, handler in handlers.items():
         app.add_exception_handler(error, handler)
+
+
+def _allowed(request: Request, routes: Iterable[BaseRoute]) -> str:
+    fitting = [one for one in routes if one.matches(request.scope)[0] != Match.NONE]
+    methods = {name for one in fitting for name in getattr(one, "methods", ())}
+    return ", ".join(sorted(methods))
 
 
 async def _refused(_: Request, exc: StarletteHTTPException) -> JSONResponse:

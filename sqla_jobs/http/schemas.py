@@ -22,7 +22,7 @@ from sqla_jobs._core.options import RAW_KIND, problem_of
 from sqla_jobs._core.payloads import check_json
 from sqla_jobs.errors import PayloadError
 
-BIGINT = 2**63 - 1
+BIGINT = 2**53 - 1  # what every JSON reader knows exactly
 MIN_LEASE_MS = 3_000
 MAX_LEASE_MS = 24 * 60 * 60 * 1_000
 MAX_DELAY_MS = 10 * 365 * 24 * 60 * 60 * 1_000
@@ -33,15 +33,15 @@ INVALID_JSON = (
 )
 
 
-def _name(option: str) -> Any:
-    """Return the type of a name, checked as the option of the constructor is."""
+def _as_option(name: str) -> AfterValidator:
+    """Return the check that the option *name* of the constructor has."""
 
     def check(value: str) -> str:
-        if problem := problem_of(option, value):
+        if problem := problem_of(name, value):
             raise ValueError(problem)
         return value
 
-    return Annotated[str, Field(strict=True, max_length=200), AfterValidator(check)]
+    return AfterValidator(check)
 
 
 def _storable(value: Any) -> Any:
@@ -68,8 +68,11 @@ def _bytes_of(value: str) -> str:
     return value
 
 
-Queue, Kind, Key = _name("queue"), _name("kind"), _name("unique_key")
-Channel = _name("channel")
+_Name = Field(strict=True, max_length=200)
+Queue = Annotated[str, _Name, _as_option("queue")]
+Channel = Annotated[str, _Name, _as_option("channel")]
+Kind = Annotated[str, _Name, _as_option("kind")]
+Key = Annotated[str, _Name, _as_option("unique_key")]
 Json = Annotated[Any, AfterValidator(_storable)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_storable)]
 Time = Annotated[AwareDatetime, BeforeValidator(_text_only)]
@@ -95,33 +98,34 @@ class EnqueueRequest(Body):
     model_config = _example(queue="mail", payload={"to": "a@example.org"})
 
     kind: Kind = Field(
-        RAW_KIND, description="`raw` is done outside; other kinds are classes."
+        default=RAW_KIND, description="`raw` is done outside; other kinds are classes."
     )
-    queue: Queue | None = Field(None, description="Default: the class's.")
+    queue: Queue | None = Field(default=None, description="Default: the class's.")
     channel: Channel | None = None
     payload: JsonObject = Field(
         default_factory=dict, description="Of a class: its arguments, checked."
     )
     payload_bytes: Base64 | None = None
     priority: Annotated[StrictInt, Field(ge=-32768, le=32767)] | None = Field(
-        None, description="Higher runs first."
+        default=None, description="Higher runs first."
     )
     max_attempts: Annotated[StrictInt, Field(ge=1, le=2**31 - 1)] | None = None
-    run_at: Time | None = Field(None, description="Not before it.")
-    delay_ms: DelayMs | None = Field(None, description="Instead of run_at.")
+    run_at: Time | None = Field(default=None, description="Not before it.")
+    delay_ms: DelayMs | None = Field(default=None, description="Instead of run_at.")
     ordered: StrictBool | None = Field(
-        None, description="One at a time in its queue and channel, as sent."
+        default=None, description="One at a time in its queue and channel, as sent."
     )
-    unique_key: Key | None = Field(None, description="One live job per key.")
+    unique_key: Key | None = Field(default=None, description="One live job per key.")
     on_conflict: Literal["raise", "skip", "replace", "return"] | None = Field(
-        None, description="When a live job has the key: 409 (raise), or its id."
+        default=None, description="When a live job has the key: 409 (raise), or its id."
     )
     fingerprint: Key | None = None
     idempotency_key: Key | None = Field(
-        None, description="A repeat in the same queue answers with the first job."
+        default=None,
+        description="A repeat in the same queue answers with the first job.",
     )
     idempotency_window_ms: Annotated[StrictInt, Field(ge=1, le=MAX_DELAY_MS)] = Field(
-        24 * 60 * 60 * 1_000, description="How long; default a day."
+        default=24 * 60 * 60 * 1_000, description="How long; default a day."
     )
     tags: Annotated[list[str], AfterValidator(_storable)] | None = None
 
@@ -140,13 +144,14 @@ class LeaseRequest(Body):
 
     queue: Queue
     limit: Annotated[StrictInt, Field(ge=1, le=MAX_LEASED)] = Field(
-        1, description="Take no more than you start now."
+        default=1, description="Take no more than you start now."
     )
     lease_ms: LeaseMs = Field(
-        30_000, description="Unless the job has a lease of its own."
+        default=30_000, description="Unless the job has a lease of its own."
     )
     kinds: Annotated[list[Kind], Field(min_length=1, max_length=100)] = Field(
-        [RAW_KIND], description="Only raw ones by default: others may have a runner."
+        default=[RAW_KIND],
+        description="Only raw ones by default: others may have a runner.",
     )
 
 
@@ -188,7 +193,7 @@ class AckRequest(HolderRequest):
 
     model_config = _example(token=1, result={"sent": 1})
 
-    result: Json = Field(None, description="Any JSON, to keep in the row.")
+    result: Json = Field(default=None, description="Any JSON, to keep in the row.")
 
 
 class FailRequest(HolderRequest):
@@ -197,8 +202,12 @@ class FailRequest(HolderRequest):
     model_config = _example(token=1, reason="SMTP 451", retry_ms=5_000)
 
     reason: Annotated[str, Field(strict=True)]
-    retry_ms: DelayMs | None = Field(None, description="Default: the job's backoff.")
-    discard: StrictBool = Field(False, description="Make it a dead letter at once.")
+    retry_ms: DelayMs | None = Field(
+        default=None, description="Default: the job's backoff."
+    )
+    discard: StrictBool = Field(
+        default=False, description="Make it a dead letter at once."
+    )
 
 
 class HeartbeatRequest(HolderRequest):
@@ -206,7 +215,9 @@ class HeartbeatRequest(HolderRequest):
 
     model_config = _example(token=1, extend_ms=30_000)
 
-    extend_ms: LeaseMs = Field(30_000, description="From now on; never shortens.")
+    extend_ms: LeaseMs = Field(
+        default=30_000, description="From now on; never shortens."
+    )
 
 
 class CheckpointRequest(HeartbeatRequest):
@@ -254,7 +265,7 @@ class RequeueRequest(Body):
     model_config = _example(keep_state=False)
 
     keep_state: StrictBool = Field(
-        False, description="Whether the next attempt sees the saved checkpoint."
+        default=False, description="Whether the next attempt sees the saved checkpoint."
     )
 
 
