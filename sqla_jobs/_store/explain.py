@@ -148,7 +148,7 @@ def _reading_archive(tables: JobTables, _dialect: JobDialect) -> Executable:
 def _while_running(session: Session, tables: JobTables, row: Any) -> list[Reason]:
     reasons = say.runs(row, row.now)
     if reasons[0].code is say.Why.LEASE_EXPIRED:
-        runners = execute(session, tables, _reading_runners, {}).all()
+        runners = read_runners(session, tables)
         reasons += _nobody(runners, row.now)
     return reasons
 
@@ -174,7 +174,7 @@ def _hindrances(
     session: Session, tables: JobTables, row: Any, settings: QueueSettings | None
 ) -> list[Reason]:
     """Return what would hold the job even if it were available."""
-    runners = execute(session, tables, _reading_runners, {}).all()
+    runners = read_runners(session, tables)
     reasons = _unserved(row, runners)
     if settings is not None and settings.paused:
         reasons.append(say.paused(row.queue))
@@ -197,6 +197,11 @@ def _settings(row: Any) -> QueueSettings | None:
 
 
 # Who could run it
+
+
+def read_runners(session: Session, tables: JobTables) -> Sequence[Any]:
+    """Return the rows of runners, the last seen first, 1,000 at most."""
+    return execute(session, tables, _reading_runners, {}).all()
 
 
 @built_once

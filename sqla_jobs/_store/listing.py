@@ -42,6 +42,7 @@ class Filter:
         states: In SQL literally, so that partial indexes serve.
     """
 
+    ids: Sequence[int] | None = None
     queues: Sequence[str] | None = None
     kinds: Sequence[str] | None = None
     states: frozenset[JobState] | None = None
@@ -51,6 +52,7 @@ class Filter:
     def params(self) -> dict[str, Any]:
         """Return the parameters of the statement, only those that it has."""
         given: dict[str, Any] = {
+            "ids": None if self.ids is None else list(self.ids),
             "queues": None if self.queues is None else list(self.queues),
             "kinds": None if self.kinds is None else list(self.kinds),
             "unique_key": self.unique_key,
@@ -61,6 +63,8 @@ class Filter:
     def conditions(self, tables: JobTables) -> Iterable[ColumnElement[bool]]:
         """Yield the conditions on the table of jobs."""
         job = tables.table.c
+        if self.ids is not None:
+            yield job.id == func.any(bind("ids", ARRAY(BigInteger())))
         if self.queues is not None:
             yield job.queue == func.any(bind("queues", ARRAY(Text())))
         if self.kinds is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from sqla_jobs.cli import options
+from sqla_jobs.cli import changes, jobs, options, queues
 from sqla_jobs.cli.completion import SHELLS, complete_templates, print_script
 from sqla_jobs.cli.errors import TargetError
 from sqla_jobs.cli.settings import (
@@ -218,3 +218,18 @@ def _supervise(ctx: click.Context, settings: Any) -> None:
     from sqla_jobs.cli.supervise import supervise
 
     ctx.exit(supervise(settings))
+
+
+for _command in (
+    queues.ping,
+    queues.stats,
+    queues.queues,
+    jobs.list_command,
+    jobs.show,
+    jobs.explain_command,
+    jobs.enqueue,
+    changes.retry,
+    changes.cancel,
+    changes.dead,
+):
+    command.add_command(_command)
