@@ -34,10 +34,12 @@ class Memory:
     Args:
         after: Per round of looks, the channel at which the next look begins.
         freed: Channels whose ordered job was settled here: their next one may run.
+        crowded: Whether others took heads that the last claim had looked at.
     """
 
     after: dict[str, Channel] = field(default_factory=dict)
     freed: set[Channel] = field(default_factory=set)
+    crowded: bool = False
     _looks: float = LOOKS
     _looked_at: float = float("-inf")
     _vain: int = 0

@@ -38,7 +38,7 @@ from sqla_jobs._core.memory import Channel
 from sqla_jobs._core.states import FINAL, SUSPECT_CRASHES, JobState
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import connection_of, execute, literal_states, word
-from sqla_jobs._store.take import Ask, is_managed, take
+from sqla_jobs._store.take import Ask, Shape, is_managed, take
 from sqla_jobs.models import JobTables
 
 ONE, ZERO = literal_column("1", Integer()), literal_column("0", Integer())
@@ -79,7 +79,7 @@ def look_at_heads(
         "vain": look.vain,
         "enough": enough(ask),
     }
-    variant = ALL in look.after, ask.shape.prefixes, ask.kinds is None, look.plain
+    variant = ask.shape, ALL in look.after, ask.kinds is None, look.plain
     build = partial(_looking, variant=variant)
     return execute(session, tables, build, params).all()
 
@@ -109,14 +109,14 @@ def lease_heads(
 
 @lru_cache(maxsize=256)
 def _looking(
-    tables: JobTables, dialect: JobDialect, variant: tuple[bool, ...]
+    tables: JobTables, dialect: JobDialect, variant: tuple[Shape, bool, bool, bool]
 ) -> Executable:
     """Return the heads that look ready, and the last one of each chain, in order."""
-    through_all, prefixes, all_kinds, plain = variant
+    shape, through_all, all_kinds, plain = variant
     job = tables.table.alias("head").c
     ready = _looks_ready(tables, job, all_kinds=all_kinds, plain=plain)
-    if through_all and prefixes:
-        ready &= _is_subscribed(dialect, job)
+    if through_all and not shape.all_queues:
+        ready &= _is_subscribed(dialect, job, shape)
     visited = _visited(dialect, job, ready, through_all=through_all)
     number = func.max(visited.c.n).over(partition_by=visited.c.chain)
     seen = select(visited, number.label("last")).subquery("seen").c
@@ -223,11 +223,19 @@ def _looks_ready(
     return and_(*conditions)
 
 
-def _is_subscribed(dialect: JobDialect, job: Any) -> ColumnElement[bool]:
+def _is_subscribed(dialect: JobDialect, job: Any, shape: Shape) -> ColumnElement[bool]:
     given = dialect.rows("beginnings", {"prefix": Text()}).c
     beginning = func.left(job.queue, func.length(given.prefix))
-    named = job.queue == func.any(bind("queue", ARRAY(Text())))
-    return or_(named, exists().where(beginning == given.prefix))
+    found = [
+        job.queue == func.any(bind("queue", ARRAY(Text()))),
+        exists().where(beginning == given.prefix),
+    ]
+    if shape.pairs:
+        texts = {"pair_queue": Text(), "pair_channel": Text()}
+        pair = dialect.rows("pairs", texts).c
+        its = pair.pair_queue == job.queue, pair.pair_channel == job.channel
+        found.append(exists().where(*its))
+    return or_(*found)
 
 
 def _pick_heads(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, zip_longest
 from time import monotonic
 from typing import Any
 
@@ -35,7 +36,7 @@ def claim_heads(
         chains = [ALL]
     else:
         chains = [one for one in asked if isinstance(one, str)]
-    return _claim(session, tables, _Round(ask, chains, {*_pairs(ask), *freed}))
+    return _claim(_Round(session, tables, ask, chains, {*_pairs(ask), *freed}))
 
 
 def claim_heads_of(
@@ -49,7 +50,7 @@ def claim_heads_of(
         for name in queues
         if any(share.channel is None for share in ask.shares(name))
     ]
-    return _claim(session, tables, _Round(ask, chains, {*pairs, *freed}, queues))
+    return _claim(_Round(session, tables, ask, chains, {*pairs, *freed}, queues))
 
 
 def memory_of(tables: JobTables, ask: Ask) -> Memory:
@@ -77,10 +78,17 @@ class _Round:
         rooms: What the limits of each queue leave; None for queues without.
     """
 
+    session: Session
+    tables: JobTables
     ask: Ask
     chains: Sequence[str]
     named: set[Channel]
     rooms: Mapping[str, FairAsk] | None = None
+
+    @property
+    def memory(self) -> Memory:
+        """What the claimer remembers."""
+        return memory_of(self.tables, self.ask)
 
     @property
     def plain(self) -> bool:
@@ -121,51 +129,77 @@ class _Room:
         return room.room(row.channel) > 0
 
 
-def _chosen(this: _Round, ready: Sequence[Any]) -> list[int]:
-    """Return the ids to take, at random: others may be looking at the same ones."""
-    rows = list({row.id: row for row in ready}.values())
-    random.shuffle(rows)
+def _chosen(this: _Round, rows: Sequence[Any], *, at_random: bool) -> list[int]:
+    """Return the ids to take: of those named and the others in turn, or at random."""
+    ready = [row for row in rows if row.ready]
+    named = [row for row in ready if row.chain is None]
+    others = [row for row in ready if row.chain is not None]
+    mixed = chain.from_iterable(zip_longest(named, others))
+    ready = list({row.id: row for row in mixed if row is not None}.values())
+    if at_random:
+        random.shuffle(ready)
     room = _Room(this)
-    return [row.id for row in rows if room.admit(row)]
+    return [row.id for row in ready if room.admit(row)]
 
 
-def _claim(session: Session, tables: JobTables, this: _Round) -> list[Any]:
-    memory = memory_of(tables, this.ask)
-    looks = memory.looks(monotonic())
-    chains = this.chains if looks else []
-    if this.chains and not looks:
-        memory.again_in(SOON)
-    vain = max(1, looks // max(1, len(chains)))
-    after = {name: memory.after.get(name, START) for name in chains}
-    ids = _ids(session, tables, this, Look(after, [*this.named], vain, this.plain))
-    if not ids and any(start != START for start in after.values()):
-        again = Look(dict.fromkeys(chains, START), [], vain, this.plain)
-        ids = _ids(session, tables, this, again)
+def _claim(this: _Round) -> list[Any]:
+    """Lease heads, from where the last claim stopped, once round the channels."""
+    memory = this.memory
+    starts = {name: memory.after.get(name, START) for name in this.chains}
+    ids, ended = _look(this, starts, list(this.named))
+    if not ids:
+        rest = {name: START for name in ended if starts[name] != START}
+        ids, _ = _look(this, rest, [])
     if not ids:
         return []
-    jobs = lease_heads(session, tables, this.ask, ids, plain=this.plain)
+    jobs = lease_heads(this.session, this.tables, this.ask, ids, plain=this.plain)
+    memory.crowded = len(jobs or ()) < len(ids)
     if jobs is None:
         memory.again_in(SOON)
     return jobs or []
 
 
-def _ids(session: Session, tables: JobTables, this: _Round, look: Look) -> list[int]:
-    """Return ids of heads to take, and note how far the look went."""
-    if not look.after and not look.named:
-        return []
-    rows = look_at_heads(session, tables, this.ask, look)
-    chosen = _chosen(this, [row for row in rows if row.ready])
-    memory, vain, complete = memory_of(tables, this.ask), 0, True
-    for name, start in look.after.items():
+def _look(
+    this: _Round, starts: Mapping[str, Channel], named: Sequence[Channel]
+) -> tuple[list[int], list[str]]:
+    """Return ids of heads to take, and the chains that were gone through to the end."""
+    memory = this.memory
+    looks = memory.looks(monotonic()) if starts else 0
+    if starts and not looks:
+        memory.again_in(SOON)
+        starts = {}
+    if not starts and not named:
+        return [], []
+    look = Look(starts, named, max(1, looks // max(1, len(starts))), this.plain)
+    rows = look_at_heads(this.session, this.tables, this.ask, look)
+    ids = _chosen(this, rows, at_random=memory.crowded)
+    vain, ended = _note(this, look, rows, ids)
+    all_seen = len(ended) == len(starts)
+    whole = all(start == START for start in starts.values())
+    # With nothing found, what is before the starts is looked at next.
+    memory.looked(vain, found=len(ids), complete=all_seen and (whole or not ids))
+    return ids, ended
+
+
+def _note(
+    this: _Round, look: Look, rows: Sequence[Any], ids: Sequence[int]
+) -> tuple[int, list[str]]:
+    """Note where the next looks begin; return those in vain, and the ended chains."""
+    vain, ended = 0, []
+    for name in look.after:
         own = [row for row in rows if row.chain == name]
-        left = next((row for row in own if row.ready and row.id not in chosen), None)
-        last = own[-1] if own else None
-        ended = last is None or (
-            last.n - last.found < look.vain and last.found < enough(this.ask)
-        )
-        stop = left or (None if ended else last)
-        memory.after[name] = (stop.queue, stop.channel) if stop else START
-        vain += last.n - last.found if last else 0
-        complete &= ended and start == START
-    memory.looked(vain, found=len(chosen), complete=complete)
-    return chosen
+        vain += own[-1].n - own[-1].found if own else 0
+        if _is_ended(own, look.vain, enough(this.ask)):
+            ended.append(name)
+        left = next((row for row in own if row.ready and row.id not in ids), None)
+        stop = left or (None if name in ended else own[-1])
+        this.memory.after[name] = (stop.queue, stop.channel) if stop else START
+    return vain, ended
+
+
+def _is_ended(rows: Sequence[Any], vain: int, enough: int) -> bool:
+    """Return whether a chain had no more heads."""
+    if not rows:
+        return True
+    last = rows[-1]
+    return bool(last.n - last.found < vain and last.found < enough)
