@@ -59,16 +59,19 @@ from sqla_jobs.errors import (
 from sqla_jobs.handlers import handles
 from sqla_jobs.models import Arg, JobMixin, arg
 from sqla_jobs.runner.aio import AsyncRunner
+from sqla_jobs.runner.batch_context import AsyncBatchContext, BatchContext
 from sqla_jobs.runner.context import AsyncContext, Context
 from sqla_jobs.runner.threads import Runner
 from sqla_jobs.runner.wait import wait
 
 __all__ = [
     "Arg",
+    "AsyncBatchContext",
     "AsyncContext",
     "AsyncRunner",
     "AttemptInterrupted",
     "Backoff",
+    "BatchContext",
     "Cancel",
     "CancelResult",
     "Claim",

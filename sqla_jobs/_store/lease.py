@@ -124,11 +124,14 @@ def renew_many(
     held: Sequence[tuple[int, int]],
     *,
     lease: timedelta,
+    at_least: timedelta | None = None,
     progress: Sequence[str | None] | None = None,
     now: datetime | None = None,
 ) -> Renewed:
     """
     Renew the leases of (job id, token) pairs in one statement; does not commit.
+
+    *lease* is the length for jobs that set none, *at_least* one that beats theirs.
 
     Never waits: a row that is locked, as by a checkpoint that is not committed yet, is
     only looked at (a second statement, when rows are missing). It counts as held while
@@ -141,6 +144,7 @@ def renew_many(
         "token": [token for _, token in pairs],
         "progress": [by_id[pair] for pair in pairs],
         "lease": lease,
+        "at_least": at_least,
         "now": now,
     }
     rows = execute(session, tables, _renewing, params).all()
@@ -174,7 +178,11 @@ def _renewing(tables: JobTables, dialect: JobDialect) -> Executable:
         skip=True,
         of=tables.table,
     ).cte("locked")
-    lease = func.coalesce(job.lease, bind("lease", Interval()))
+    lease = func.coalesce(
+        bind("at_least", Interval()),
+        job.lease,
+        bind("lease", Interval()),
+    )
     return (
         update(tables.table)
         .where(job.id == locked.c.id)
@@ -224,4 +232,22 @@ def _resolving(tables: JobTables, _dialect: JobDialect) -> Executable:
     return select(job.state).where(
         job.id == bind("job", BigInteger()),
         job.lease_token == bind("token", BigInteger()),
+    )
+
+
+def settled_states(
+    session: Session, tables: JobTables, pairs: Sequence[tuple[int, int]]
+) -> dict[tuple[int, int], JobState]:
+    """Return what `settled_state` does, of many (job id, token) pairs."""
+    params = {"job_id": [j for j, _ in pairs], "token": [t for _, t in pairs]}
+    rows = execute(session, tables, _resolving_many, params)
+    return {(job, token): JobState(state) for job, token, state in rows}
+
+
+@built_once
+def _resolving_many(tables: JobTables, dialect: JobDialect) -> Executable:
+    given = dialect.rows("given", {"job_id": BigInteger(), "token": BigInteger()})
+    job = tables.table.c
+    return select(job.id, job.lease_token, job.state).where(
+        job.id == given.c.job_id, job.lease_token == given.c.token
     )

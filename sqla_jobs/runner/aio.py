@@ -21,9 +21,9 @@ from sqla_jobs._notify import ListenerTask
 from sqla_jobs._store.runners import forget_runner
 from sqla_jobs._store.schema import check_runnable
 from sqla_jobs._store.sweep import MAX_CRASHES
-from sqla_jobs.handlers import is_async
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.base import RunnerBase
+from sqla_jobs.runner.batch import AsyncBatches, SyncBatches, units
 from sqla_jobs.runner.control import Control, Outage
 from sqla_jobs.runner.execute import (
     Around,
@@ -41,7 +41,8 @@ from sqla_jobs.runner.sessions import (
     sync_opener,
 )
 from sqla_jobs.runner.signals import stop_loop_on_signals
-from sqla_jobs.runner.threads import FORCED_SECONDS, Workers
+from sqla_jobs.runner.threads import FORCED_SECONDS
+from sqla_jobs.runner.workers import Tasks, Workers
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import async_sessionmaker
@@ -113,36 +114,28 @@ class AsyncRunner(RunnerBase):
         self._engine = opener_engine
         self.session_maker = session_maker
         self._control = AsyncControl(opener_engine)
-        around = self._surroundings(asynchronous=True)
+        around = self._around(asynchronous=True)
         opener = async_opener(session_maker, opener_engine)
         self._execute = AsyncExecution(around, self._control, opener)
         self._sync = self._sync_execution(sync_session)
-        self._tasks: dict[Attempt, asyncio.Task[None]] = {}
+        self._batches = AsyncBatches(self._execute)
+        self._tasks = Tasks(self.name)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._woken = asyncio.Event()
         self._filled = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
 
-    def _surroundings(self, *, asynchronous: bool) -> Surroundings:
-        """Middleware is async for async handlers and sync for sync ones."""
-        layers = [
-            layer
-            for layer in self.options.middleware
-            if is_async(layer) is asynchronous
-        ]
-        return Surroundings(
-            self.handlers,
-            layers,
-            self.options.on_error,
-            self.options.resources,
-            self._control.dialect,
+    def _around(self, *, asynchronous: bool) -> Surroundings:
+        options, dialect = self.options, self._control.dialect
+        return Surroundings.of(
+            options, self.handlers, dialect, asynchronous=asynchronous
         )
 
     def _sync_execution(self, maker: sessionmaker[Any] | None) -> SyncExecution | None:
         if maker is None:
             return None
         engine = engine_of(maker, self.tables.root)
-        around = self._surroundings(asynchronous=False)
+        around = self._around(asynchronous=False)
         return SyncExecution(around, Control(engine), sync_opener(maker, engine))
 
     # Public verbs
@@ -346,18 +339,13 @@ class AsyncRunner(RunnerBase):
         self._woken.clear()
 
     def _hand_over(self, attempts: Sequence[Attempt], workers: Workers) -> None:
-        for attempt in attempts:
-            if not self.handlers[attempt.kind].is_async:
-                workers.give([attempt])
-                continue
-            task = asyncio.create_task(self._work(attempt))
-            self._tasks[attempt] = task
-            task.add_done_callback(partial(self._task_done, attempt))
-
-    def _task_done(self, attempt: Attempt, task: asyncio.Task[None]) -> None:
-        self._tasks.pop(attempt, None)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s: internal error", self.name, exc_info=task.exception())
+        for unit in units(attempts, self.handlers):
+            if not self.handlers[unit[0].kind].is_async:
+                workers.give([unit])
+            elif len(unit) == 1:
+                self._tasks.start(self._work(unit[0]), unit)
+            else:
+                self._tasks.start(self._work_batch(unit))
 
     def _database_failed(self, exc: Exception) -> None:
         if not isinstance(exc, DBAPIError | OSError) and not self._outage_like(exc):
@@ -409,10 +397,20 @@ class AsyncRunner(RunnerBase):
         finally:
             self._after(attempt, settlement)
 
-    def _work_in_thread(self, attempt: Attempt) -> None:
+    async def _work_batch(self, unit: Sequence[Attempt]) -> None:
+        """Run attempts together; each in its own task if that fails."""
+        start = self._tasks.start
+        for attempt in await self._batches(unit, self._after, start):
+            await asyncio.wait([start(self._work(attempt), [attempt])])
+
+    def _work_in_thread(self, unit: Sequence[Attempt]) -> None:
         assert self._sync is not None
+        alone = unit if len(unit) == 1 else SyncBatches(self._sync)(unit, self._handed)
+        for attempt in alone:
+            self._handed(attempt, self._sync(attempt))
+
+    def _handed(self, attempt: Attempt, settlement: Settlement | None) -> None:
         assert self._loop is not None
-        settlement = self._sync(attempt)
         self._loop.call_soon_threadsafe(self._after, attempt, settlement)
 
     def _after(self, attempt: Attempt, settlement: Settlement | None) -> None:
@@ -435,9 +433,7 @@ class AsyncRunner(RunnerBase):
 
     def _cancel(self, attempt: Attempt) -> None:
         self._filled.set()
-        task = self._tasks.get(attempt)
-        if task is not None and not attempt.ended:
-            task.cancel()
+        self._tasks.cancel(attempt)
 
     # Outcomes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -165,6 +166,15 @@ class Attempt(Guard):
             raise AttemptInterrupted(self.job_id, "the attempt has ended")
         super().check_open()
 
+    def put_off(self, job: Any) -> None:
+        """Take *job*, read afresh, for another run; its timeout counts from that."""
+        self.job, self.ends_at = job, None
+
+    def begin(self) -> None:
+        """Note that the handler is about to run."""
+        if self.ends_at is None and self.timeout is not None:
+            self.ends_at = time.monotonic() + self.timeout.total_seconds()
+
     def renewed(self, at: float, lease: timedelta | None = None) -> None:
         """Note that the lease was renewed by a statement sent at monotonic *at*."""
         self.renewed_at = at
@@ -253,7 +263,9 @@ class Attempt(Guard):
 
         Raises:
             PayloadError: If the value or the state is not JSON.
+            JobValueError: If a commit was refused, though the handler hides it.
         """
+        super().check_open()
         if self.interruption is not None:
             return self.interrupted()
         outcome = value if isinstance(value, Outcome) else Complete(value)

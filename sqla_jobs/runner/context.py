@@ -15,6 +15,7 @@ from sqla_jobs._store.claim import check_lease
 from sqla_jobs._store.verbs import check_extra
 from sqla_jobs.errors import AttemptInterrupted, JobValueError
 from sqla_jobs.runner.attempt import Attempt, Interruption
+from sqla_jobs.runner.guard import Guard
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 R = TypeVar("R", default=Any)
-_log = logging.getLogger("sqla_jobs")
+library_log = logging.getLogger("sqla_jobs")
 
 
 class JobLogger(logging.LoggerAdapter[logging.Logger]):
@@ -93,7 +94,7 @@ class _Base(Generic[R]):
             "kind": attempt.kind,
             "attempt": attempt.number,
         }
-        return JobLogger(_log, fields)
+        return JobLogger(library_log, fields)
 
     def progress(self, done: float, total: float | None = None) -> None:
         """
@@ -294,9 +295,9 @@ class AsyncContext(_Base[R]):
             raise lost(self._attempt)
 
 
-def bind_arguments(attempt: Attempt) -> dict[str, Any]:
+def bind_arguments(guard: Guard) -> dict[str, Any]:
     """Return what makes a session use the job table's database."""
-    return {"mapper": attempt.tables.root.__mapper__}
+    return {"mapper": guard.tables.root.__mapper__}
 
 
 def checked_length(attempt: Attempt, for_: timedelta | None) -> timedelta:

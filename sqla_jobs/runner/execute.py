@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -26,11 +26,13 @@ from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect
 from sqla_jobs._store.lease import fence, settled_state
 from sqla_jobs.errors import PayloadError
-from sqla_jobs.handlers import Handler
+from sqla_jobs.handlers import Handler, is_async
 from sqla_jobs.models import decode_payload
 from sqla_jobs.runner.attempt import Attempt, Interruption, TaskCancelled
+from sqla_jobs.runner.batch_context import arun_alone, run_alone
 from sqla_jobs.runner.context import AsyncContext, Context, bind_arguments
 from sqla_jobs.runner.control import Control, Outage
+from sqla_jobs.runner.guard import Guard
 from sqla_jobs.runner.permits import agive_back, give_back, refuse_async, verdict
 from sqla_jobs.runner.sessions import needs_session
 
@@ -38,8 +40,10 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
     from sqla_jobs.runner.acontrol import AsyncControl
+    from sqla_jobs.runner.options import Options
 
 log = logging.getLogger("sqla_jobs")
+T = TypeVar("T")
 Around = Callable[..., Any]
 OnError = Callable[[Any, Any, BaseException], Any]
 
@@ -53,6 +57,19 @@ class Surroundings:
     on_error: OnError | None
     resources: Any
     dialect: JobDialect
+
+    @staticmethod
+    def of(
+        options: Options,
+        handlers: dict[str, Handler],
+        dialect: JobDialect,
+        *,
+        asynchronous: bool,
+    ) -> Surroundings:
+        """Return those of a runner: async middleware is for async handlers."""
+        layers = [one for one in options.middleware if is_async(one) is asynchronous]
+        on_error, resources = options.on_error, options.resources
+        return Surroundings(handlers, layers, on_error, resources, dialect)
 
     def report(self, attempt: Attempt, ctx: Any, exc: BaseException) -> None:
         """Log a failed attempt and tell `on_error`."""
@@ -102,7 +119,7 @@ class SyncExecution:
         self,
         around: Surroundings,
         control: Control,
-        open_session: Callable[[Attempt], Session],
+        open_session: Callable[[Guard], Session],
     ) -> None:
         self.around, self.control, self.open_session = around, control, open_session
 
@@ -114,12 +131,13 @@ class SyncExecution:
             return refused
         ctx = Context(attempt, self.around.resources, self.open_session, self._renew)
         permit = ExitStack()
+        attempt.begin()
         try:
             return self._run(attempt, ctx, permit)
         finally:
             attempt.ended = True
             if attempt.session is not None:
-                _quietly(attempt.session.close)
+                quietly(attempt.session.close)
             give_back(attempt.job_id, permit.close)
 
     def _run(
@@ -153,10 +171,10 @@ class SyncExecution:
     def _call(self, attempt: Attempt, ctx: Context[Any]) -> Any:
         if needs_session(type(attempt.job)):
             _ = ctx.session
-        job = attempt.job
-        call: Callable[[], Any] = partial(
-            self.around.handlers[attempt.kind].call, job, ctx
-        )
+        job, handler = attempt.job, self.around.handlers[attempt.kind]
+        if handler.many:
+            return run_alone(handler, job, ctx)
+        call: Callable[[], Any] = partial(handler.call, job, ctx)
         for layer in reversed(self.around.middleware):
             call = partial(layer, job, ctx, call)
         return call()
@@ -178,25 +196,33 @@ class SyncExecution:
 
     def _resolve(self, attempt: Attempt, exc: Exception) -> Settlement | None:
         """The COMMIT got no answer: look whether it happened before anything else."""
-        outage = Outage(f"job {attempt.job_id}")
-        pause = outage.failed(exc)
+        look = partial(_look, attempt=attempt)
+        state = self.insist(f"job {attempt.job_id}", look, exc)
+        return resolution(attempt, state, exc)
+
+    def insist(
+        self, name: str, work: Callable[[Session], T], exc: Exception | None = None
+    ) -> T:
+        """Run *work* until the database answers; *exc* is its last failure, if any."""
+        outage = Outage(name)
+        pause = 0.0 if exc is None else outage.failed(exc)
         while True:
             time.sleep(pause)
             try:
-                state = self.control.run(partial(_look, attempt=attempt))
+                found = self.control.run(work)
             except Exception as again:
                 if not self.around.dialect.is_outage(again):
                     raise
                 pause = outage.failed(again)
             else:
                 outage.worked()
-                return resolution(attempt, state, exc)
+                return found
 
     def _failed(
         self, attempt: Attempt, ctx: Context[Any], exc: BaseException
     ) -> Settlement | None:
         if attempt.session is not None:
-            _quietly(attempt.session.rollback)
+            quietly(attempt.session.rollback)
         settlement = attempt.raised(exc, self.around.dialect)
         if settlement is not None and settlement.traceback is not None:
             self.around.report(attempt, ctx, exc)
@@ -217,7 +243,7 @@ class AsyncExecution:
         self,
         around: Surroundings,
         control: AsyncControl,
-        open_session: Callable[[Attempt], AsyncSession],
+        open_session: Callable[[Guard], AsyncSession],
     ) -> None:
         self.around, self.control, self.open_session = around, control, open_session
 
@@ -231,12 +257,13 @@ class AsyncExecution:
             attempt, self.around.resources, self.open_session, self._renew
         )
         permit = AsyncExitStack()
+        attempt.begin()
         try:
             return await self._run(attempt, ctx, permit)
         finally:
             attempt.ended = True
             if ctx._session is not None:
-                await _aquietly(ctx._session.close)
+                await aquietly(ctx._session.close)
             await agive_back(attempt.job_id, permit.aclose)
 
     async def _run(
@@ -274,10 +301,10 @@ class AsyncExecution:
     async def _call(self, attempt: Attempt, ctx: AsyncContext[Any]) -> Any:
         if needs_session(type(attempt.job)):
             _ = ctx.session
-        job = attempt.job
-        call: Callable[[], Awaitable[Any]] = partial(
-            self.around.handlers[attempt.kind].call, job, ctx
-        )
+        job, handler = attempt.job, self.around.handlers[attempt.kind]
+        if handler.many:
+            return await arun_alone(handler, job, ctx)
+        call: Callable[[], Awaitable[Any]] = partial(handler.call, job, ctx)
         for layer in reversed(self.around.middleware):
             call = partial(layer, job, ctx, call)
         return await call()
@@ -299,25 +326,33 @@ class AsyncExecution:
 
     async def _resolve(self, attempt: Attempt, exc: Exception) -> Settlement | None:
         """The COMMIT got no answer: look whether it happened before anything else."""
-        outage = Outage(f"job {attempt.job_id}")
-        pause = outage.failed(exc)
+        look = partial(_look, attempt=attempt)
+        state = await self.insist(f"job {attempt.job_id}", look, exc)
+        return resolution(attempt, state, exc)
+
+    async def insist(
+        self, name: str, work: Callable[[Session], T], exc: Exception | None = None
+    ) -> T:
+        """Run *work* until the database answers; *exc* is its last failure, if any."""
+        outage = Outage(name)
+        pause = 0.0 if exc is None else outage.failed(exc)
         while True:
             await asyncio.sleep(pause)
             try:
-                state = await self.control.run(partial(_look, attempt=attempt))
+                found = await self.control.run(work)
             except Exception as again:
                 if not self.around.dialect.is_outage(again):
                     raise
                 pause = outage.failed(again)
             else:
                 outage.worked()
-                return resolution(attempt, state, exc)
+                return found
 
     async def _failed(
         self, attempt: Attempt, ctx: AsyncContext[Any], exc: BaseException
     ) -> Settlement | None:
         if ctx._session is not None:
-            await _aquietly(ctx._session.rollback)
+            await aquietly(ctx._session.rollback)
         task = asyncio.current_task()
         if isinstance(exc, asyncio.CancelledError) and task and task.cancelling():
             exc = TaskCancelled()
@@ -363,7 +398,7 @@ def _renew(session: Session, *, attempt: Attempt, length: timedelta) -> bool:
     return held is not None
 
 
-def _quietly(call: Callable[[], Any]) -> None:
+def quietly(call: Callable[[], Any]) -> None:
     """Close or roll back a session whose connection may be gone."""
     try:
         call()
@@ -371,7 +406,8 @@ def _quietly(call: Callable[[], Any]) -> None:
         log.debug("while ending a handler's session: %s", exc)
 
 
-async def _aquietly(call: Callable[[], Awaitable[Any]]) -> None:
+async def aquietly(call: Callable[[], Awaitable[Any]]) -> None:
+    """Do the same on the event loop."""
     try:
         await call()
     except Exception as exc:  # noqa: BLE001

@@ -93,9 +93,7 @@ def async_engine_of(maker: async_sessionmaker[Any], root: type[Any]) -> Engine:
     return bind_of(maker().sync_session, root)
 
 
-def sync_opener(
-    maker: sessionmaker[Any], engine: Engine
-) -> Callable[[Guard], Session]:
+def sync_opener(maker: sessionmaker[Any], engine: Engine) -> Callable[[Guard], Session]:
     """Return a function that opens the session of an attempt, its job attached."""
     fenced = fenced_class(maker.class_, engine)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
-from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
 from sqla_jobs._core.plan import RETRY_SHARE, Claim, Queues, Stop, Sweep, Wait
+from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import JobState
 from sqla_jobs._notify import ListenerThread
 from sqla_jobs._store.runners import forget_runner
@@ -24,52 +24,17 @@ from sqla_jobs._store.sweep import MAX_CRASHES
 from sqla_jobs.handlers import Handler
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.base import RunnerBase
+from sqla_jobs.runner.batch import SyncBatches, units
 from sqla_jobs.runner.control import Control, Outage
 from sqla_jobs.runner.execute import Around, OnError, Surroundings, SyncExecution
 from sqla_jobs.runner.options import warn_small_pool
 from sqla_jobs.runner.outbox import Outgoing
 from sqla_jobs.runner.sessions import engine_of, sync_opener
 from sqla_jobs.runner.signals import stop_on_signals
+from sqla_jobs.runner.workers import Workers
 
 log = logging.getLogger("sqla_jobs")
 FORCED_SECONDS = 2.0  # for outcomes to be written after a forced stop
-
-
-class Workers:
-    """Daemon threads that run what they are given; a stuck one cannot hold the exit."""
-
-    def __init__(self, name: str, work: Callable[[Attempt], None], most: int) -> None:
-        self._name, self._work, self._most = name, work, most
-        self._inbox: SimpleQueue[Attempt | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._unfinished = 0
-        self._lock = threading.Lock()
-
-    def give(self, attempts: Sequence[Attempt]) -> None:
-        """Run *attempts*, one thread each; threads are made as they are needed."""
-        with self._lock:
-            self._unfinished += len(attempts)
-            wanted = min(self._most, self._unfinished)
-        for attempt in attempts:
-            self._inbox.put(attempt)
-        while len(self._threads) < wanted:
-            number = len(self._threads) + 1
-            thread = threading.Thread(
-                target=self._loop, name=f"{self._name}-{number}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
-
-    def stop(self) -> None:
-        """Let idle threads end."""
-        for _ in self._threads:
-            self._inbox.put(None)
-
-    def _loop(self) -> None:
-        while (attempt := self._inbox.get()) is not None:
-            self._work(attempt)
-            with self._lock:
-                self._unfinished -= 1
 
 
 class Runner(RunnerBase):
@@ -149,15 +114,12 @@ class Runner(RunnerBase):
         self._engine = engine_of(session_maker, self.tables.root)
         self.session_maker = session_maker
         self._control = Control(self._engine)
-        around = Surroundings(
-            self.handlers,
-            self.options.middleware,
-            on_error,
-            resources,
-            self._control.dialect,
+        around = Surroundings.of(
+            self.options, self.handlers, self._control.dialect, asynchronous=False
         )
         opener = sync_opener(session_maker, self._engine)
         self._execute = SyncExecution(around, self._control, opener)
+        self._batches = SyncBatches(self._execute)
         self._woken = threading.Event()
         self._thread: threading.Thread | None = None
         self._settler: threading.Thread | None = None
@@ -205,7 +167,7 @@ class Runner(RunnerBase):
             attempts = self._claim(Claim(1, self._one_of_each_queue()))
             if not attempts:
                 return None
-            self._work(attempts[0])
+            self._work(attempts)
             self._outbox.close()
             self._settle_loop()
             return self._control.run(partial(self._state_work, attempt=attempts[0]))
@@ -353,7 +315,7 @@ class Runner(RunnerBase):
                     case Sweep():
                         self._sweep()
                     case Claim():
-                        workers.give(self._claim(step))
+                        workers.give(units(self._claim(step), self.handlers))
             except Exception as exc:  # noqa: BLE001 - raised unless it is an outage
                 self._database_failed(exc)
 
@@ -399,9 +361,13 @@ class Runner(RunnerBase):
         self._outage.worked()
         return self._claimed(step, jobs, sent)
 
-    def _work(self, attempt: Attempt) -> None:
-        """Run one attempt; called in a worker thread."""
-        settlement = self._execute(attempt)
+    def _work(self, unit: Sequence[Attempt]) -> None:
+        """Run one attempt, or a batch; called in a worker thread."""
+        alone = unit if len(unit) == 1 else self._batches(unit, self._after)
+        for attempt in alone:
+            self._after(attempt, self._execute(attempt))
+
+    def _after(self, attempt: Attempt, settlement: Settlement | None) -> None:
         if self._ended(attempt, settlement):
             self._woken.set()
         if attempt.stops_runner:

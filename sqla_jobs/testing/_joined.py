@@ -18,6 +18,7 @@ from sqla_jobs._store.times import CLOCK
 from sqla_jobs.errors import JobValueError, UnsupportedDialect
 from sqla_jobs.models import JobTables
 from sqla_jobs.runner.attempt import Attempt
+from sqla_jobs.runner.guard import Guard
 from sqla_jobs.runner.sessions import _attach, fenced_class
 from sqla_jobs.testing._clock import ManualClock
 
@@ -210,21 +211,21 @@ class Joint:
         attempt.connection, attempt.clock = self.connection, self.clock
         return attempt
 
-    def opener(self, maker: sessionmaker[Any] | None) -> Callable[[Attempt], Session]:
+    def opener(self, maker: sessionmaker[Any] | None) -> Callable[[Guard], Session]:
         """Return what opens a handler's session, by *maker* or like the test's own."""
         base, options = type(self.outer), {}
         if maker is not None:
             base, options = maker.class_, maker.kw
         cls = self._handler_class(base, maker is None)
 
-        def open_session(attempt: Attempt) -> Session:
-            return _attach(cls(**options), attempt)
+        def open_session(guard: Guard) -> Session:
+            return _attach(cls(**options), guard)
 
         return open_session
 
     def async_opener(
         self, outer: AsyncSession | None, maker: Any
-    ) -> Callable[[Attempt], AsyncSession]:
+    ) -> Callable[[Guard], AsyncSession]:
         """Return what opens the AsyncSession of a handler."""
         options: dict[str, Any] = {}
         cls: Any = type(outer)
@@ -237,9 +238,9 @@ class Joint:
             "sync_session_class": self._handler_class(base, maker is None, expire=False)
         }
 
-        def open_session(attempt: Attempt) -> AsyncSession:
+        def open_session(guard: Guard) -> AsyncSession:
             session: AsyncSession = cls(**options)
-            _attach(session.sync_session, attempt)
+            _attach(session.sync_session, guard)
             return session
 
         return open_session

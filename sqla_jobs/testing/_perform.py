@@ -19,6 +19,7 @@ from sqla_jobs._store.claim import DEFAULT_LEASE, load_relationships
 from sqla_jobs.errors import JobDefinitionError, JobValueError
 from sqla_jobs.handlers import Handler, handler_for
 from sqla_jobs.models import JobMixin, decode_payload, job_tables
+from sqla_jobs.runner.batch_context import arun_alone, run_alone
 from sqla_jobs.runner.context import AsyncContext, Context, bind_arguments
 from sqla_jobs.runner.execute import Around
 from sqla_jobs.runner.sessions import needs_session
@@ -195,7 +196,10 @@ class _Performance:
         return attempt
 
     def call(self, job: Any, ctx: Any) -> Any:
-        """Call the handler, inside the middleware."""
+        """Call the handler, inside the middleware; one for many jobs with a batch."""
+        if self.handler.many:
+            run = arun_alone if self.handler.is_async else run_alone
+            return run(self.handler, job, ctx)
         call: Callable[[], Any] = partial(self.handler.call, job, ctx)
         for layer in reversed(self.middleware):
             call = partial(layer, job, ctx, call)

@@ -127,6 +127,13 @@ def step(coroutine: Coroutine[Any, Any, Any]) -> Any:
     raise AssertionError("the handler of a thread waited for an event loop")
 
 
+def stepping(function: Any) -> Any:
+    """Return the async *function* as one for threads; None stays None."""
+    if function is None:
+        return None
+    return lambda *args: step(function(*args))
+
+
 def effects(session: Any, job: Any, *notes: str) -> None:
     """Add one `Effect` per note to a handler's session."""
     session.add_all([Effect(job_id=job.id, note=note) for note in notes])
@@ -286,17 +293,24 @@ class Kit:
 
     # The application
 
-    def handle(self, function: Any, cls: type[Any] = Task) -> Any:
-        """Make the async *function* the handler of *cls* in this test's runner."""
-        if self.shell == "threads":
+    def handle(
+        self,
+        function: Any,
+        cls: type[Any] = Task,
+        *,
+        acquire: Any = None,
+        many: bool = False,
+    ) -> Any:
+        """
+        Make the async *function* the handler of *cls* in this test's runner.
 
-            def run(job: Any, ctx: Any) -> Any:
-                return step(function(job, ctx))
-
-            handler = Handler(run, is_async=False)
-        else:
-            handler = Handler(function, is_async=True)
-        cls.__job_handler__ = handler
+        Args:
+            acquire: An async function that grants its runs.
+            many: Whether it is a `run_many`.
+        """
+        threads = self.shell == "threads"
+        run, ask = (stepping(one) if threads else one for one in (function, acquire))
+        cls.__job_handler__ = Handler(run, not threads, ask, many)
         self._handled.add(cls)
         return function
 
