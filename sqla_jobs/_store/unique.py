@@ -71,6 +71,8 @@ def keep_unique(session: Session, jobs: Sequence[Any]) -> Sequence[Any]:
     """
     keyed: dict[JobTables, list[tuple[Any, str]]] = {}
     for job in jobs:
+        if job._duplicate_of is not None:  # of an earlier flush
+            job._duplicate_of = None
         key = key_of(job)
         if key is not None:
             keyed.setdefault(job_tables(job), []).append((job, key))
