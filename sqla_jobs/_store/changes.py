@@ -142,7 +142,8 @@ def changes_of(job_class: type[Any], given: Mapping[str, Any]) -> Changes:
 
 def _stand_in(job_class: type[Any]) -> Any:
     """Return what the constructor's setters fill instead of a job."""
-    options = {"__job_options__": job_class.__job_options__, "_delay": None}
+    unset = dict.fromkeys(("_delay", "_hold_for", "_on_conflict"))
+    options = {"__job_options__": job_class.__job_options__, **unset}
     return type(job_class.__name__, (), options)()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import ColumnExpressionArgument, Select, select
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.states import JobState
@@ -28,7 +28,7 @@ def dead_letters(  # noqa: PLR0913 - one keyword per condition
     kinds: Sequence[str] | None = None,
     reason: str | None = None,
     since: datetime | None = None,
-    where: ColumnElement[bool] | None = None,
+    where: ColumnExpressionArgument[bool] | None = None,
     limit: int = 50,
     before_id: int | None = None,
 ) -> list[Any]:

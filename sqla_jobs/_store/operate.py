@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import (
     Boolean,
     ColumnElement,
+    ColumnExpressionArgument,
     Executable,
     Select,
     Text,
@@ -81,7 +82,7 @@ def request_cancel(
     *,
     unique_key: str | None = None,
     fingerprint: str | None = None,
-    where: ColumnElement[bool] | None = None,
+    where: ColumnExpressionArgument[bool] | None = None,
     reason: str = "cancelled on request",
     now: datetime | None = None,
 ) -> CancelResult:
@@ -219,7 +220,7 @@ def requeue(
     job_class: type[Any],
     ids: int | Iterable[int] | None = None,
     *,
-    where: ColumnElement[bool] | None = None,
+    where: ColumnExpressionArgument[bool] | None = None,
     changes: Mapping[str, Any] | None = None,
     keep_state: bool = False,
     limit: int = MAX_LIMIT,
@@ -257,13 +258,13 @@ def requeue(
     check_limit(limit)
     tables = job_tables(job_class)
     _one_way("requeue", {"ids": ids, "where": where})
-    if ids is None:
-        flush_before(session)
-        target = target_of(tables, job_class, where)
-        wanted = _dead_ids(session, target, {"limit": limit}, taken=False)
-    else:
-        target, wanted = None, checked_ids(ids)
+    target = None if ids is not None else target_of(tables, job_class, where)
     given = changes_of(target.job_class if target else job_class, changes or {})
+    if ids is not None:
+        wanted = checked_ids(ids)
+    else:
+        flush_before(session)
+        wanted = _dead_ids(session, target, limit, taken=False) if target else []
     params = {
         "ids": wanted,
         "kinds": kinds_in(tables, job_class),
@@ -274,7 +275,7 @@ def requeue(
     if requeued and not given.later:
         wake.note(session, tables)
     if target is not None:
-        taken = _dead_ids(session, target, {"limit": limit}, taken=True)
+        taken = _dead_ids(session, target, limit, taken=True)
         return RequeueResult(tuple(sorted(requeued)), tuple(taken), ())
     return _requeue_result(session, tables, ids, wanted=wanted, requeued=requeued)
 
@@ -299,7 +300,7 @@ def _requeue_result(
 
 
 def _dead_ids(
-    session: Session, target: Target, params: dict[str, Any], *, taken: bool
+    session: Session, target: Target, limit: int, *, taken: bool
 ) -> list[int]:
     """Return dead letters, locked in order; or those whose key a live job holds."""
 
@@ -311,7 +312,7 @@ def _dead_ids(
                 key_taken if taken else ~key_taken,
             )
             .order_by(job.id)
-            .limit(params["limit"])
+            .limit(limit)
         )
         return stmt if taken else dialect.lock(stmt, skip=False, of=tables.table)
 

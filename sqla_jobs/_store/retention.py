@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     ColumnElement,
+    ColumnExpressionArgument,
     Executable,
     Integer,
     Interval,
@@ -26,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session
 
+from sqla_jobs._core.options import RAW_KIND
 from sqla_jobs._core.states import FINAL, JobState
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import among, built_once, execute, literal_states
@@ -49,7 +51,7 @@ def purge(  # noqa: PLR0913 - one keyword per condition
     job_class: type[Any],
     *,
     ids: int | Iterable[int] | None = None,
-    where: ColumnElement[bool] | None = None,
+    where: ColumnExpressionArgument[bool] | None = None,
     queues: Sequence[str] | None = None,
     states: Iterable[JobState | str] = FINAL,
     older_than: timedelta = timedelta(0),
@@ -232,7 +234,7 @@ def _archive_groups(
     """Return the same of classes that archive, by their tables beside the hot one."""
     groups: dict[tuple[str, timedelta, tuple[Table, ...]], list[str]] = {}
     for state, age, kind in _ages(tables, archive=True):
-        mapped: Any = tables.kinds[kind].__mapper__.tables
+        mapped: Any = tables.kinds.get(kind, tables.root).__mapper__.tables
         own = tuple(table for table in mapped if table is not tables.table)
         groups.setdefault((state, age, own), []).append(kind)
     return groups
@@ -241,7 +243,7 @@ def _archive_groups(
 def _ages(tables: JobTables, *, archive: bool) -> list[tuple[str, timedelta, str]]:
     return [
         (state.value, age, kind)
-        for kind, job_class in tables.kinds.items()
+        for kind, job_class in (*tables.kinds.items(), (RAW_KIND, tables.root))
         for retention in [job_class.__job_options__.retention]
         for state in sorted(FINAL)
         if retention.archive == archive

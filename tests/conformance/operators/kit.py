@@ -5,11 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ForeignKey, LargeBinary, Numeric, insert
+from sqlalchemy import ForeignKey, LargeBinary, Numeric, RowMapping, insert
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from sqla_jobs import Arg, JobMixin, Retention, arg
 from sqla_jobs.models import job_tables
+from tests.conformance import factories
 from tests.conformance.factories import DAY, NOW
 
 MONTH = timedelta(days=30)
@@ -48,6 +49,12 @@ class Urgent(Send, kind="urgent"):
 
 class Call(Job, kind="call"):
     """Has an argument that is required."""
+
+    number: Arg[str]
+
+
+class Keyed(Job, kind="keyed", unique=("args", "queue")):
+    """Its unique key is computed."""
 
     number: Arg[str]
 
@@ -115,3 +122,8 @@ def log_attempt(session: Session, job_id: int, token: int, **columns: Any) -> No
         **columns,
     }
     session.execute(insert(TABLES.attempts).values(row))
+
+
+def row_of(session: Session, job_id: int, job_class: type[Any] = Job) -> RowMapping:
+    """Return a job's row, with the columns of this application."""
+    return factories.row_of(session, job_id, job_class)

@@ -19,7 +19,6 @@ from tests.conformance.factories import (
     at_once,
     freed_when_awaited,
     make_job,
-    row_of,
     sent,
 )
 from tests.conformance.operators.kit import (
@@ -34,6 +33,7 @@ from tests.conformance.operators.kit import (
     Tick,
     Urgent,
     add,
+    row_of,
 )
 
 NONE = CancelResult((), (), ())
@@ -101,25 +101,6 @@ def test_cancel_by_fingerprint_takes_all_live_jobs(session: Session) -> None:
     for state in FINAL:
         assert state_of(session, ids[state]) == state
     assert state_of(session, stranger) == "available"
-
-
-@pytest.mark.parametrize("way", ["unique_key", "fingerprint"])
-def test_cancel_by_key_uses_its_index(session: Session, way: str) -> None:
-    """No other job is read, however many there are."""
-    make_job(session, Send, **{way: "k"})
-    with sent(session) as statements:
-        request_cancel(session, Job, **{way: "k"})
-    assert len(statements) == 1
-    session.execute(text("SET LOCAL enable_seqscan = off"))
-    session.execute(text("SET LOCAL enable_indexscan = on"))
-    schemas = session.connection().get_execution_options()["schema_translate_map"]
-    session.execute(text(f"SET LOCAL search_path TO {schemas[None]}"))
-    final = ", ".join(f"'{state}'" for state in sorted(FINAL))
-    query = f"SELECT id FROM jobs WHERE {way} = 'k' AND state NOT IN ({final})"
-    plan = "\n".join(session.scalars(text(f"EXPLAIN {query} FOR NO KEY UPDATE")))
-
-    assert f"state NOT IN ({final})" in " ".join(statements[0].split())
-    assert {"unique_key": "jobs_unique_v1", "fingerprint": "jobs_group_v1"}[way] in plan
 
 
 def test_cancel_of_nothing_says_so(session: Session) -> None:
