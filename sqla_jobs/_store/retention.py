@@ -196,7 +196,8 @@ def apply_retention(
     Delete, or archive, finished jobs that are older than their class's retention.
 
     One statement per distinct (state, age), and per table of their own for classes that
-    archive; kinds this process does not map are left alone. Does not commit. Returns
+    archive; of unmapped kinds only raw is theirs, as the root class says. Does not
+    commit. Returns
     how many have left the hot table.
     """
     left = 0
