@@ -126,17 +126,65 @@ def label(subscription: Subscription) -> str:
         case (queue, channel):
             return json.dumps([queue, channel], ensure_ascii=False)
     name = str(subscription)
-    return json.dumps(name, ensure_ascii=False) if name[:1] in _JSON else name
+    return json.dumps(name, ensure_ascii=False) if name.startswith(_JSON) else name
 
 
 _JSON = ('"', "[", "{")
 
 
+def split_labels(text: str) -> list[str]:
+    """
+    Return the parts of *text* between commas outside of JSON, without spaces around.
+
+    Raises:
+        JobValueError: If a part begins like JSON and does not end so.
+    """
+    parts: list[str] = []
+    rest = text.strip()
+    while True:
+        start = _end_of_json(rest) if rest.startswith(_JSON) else 0
+        end = rest.find(",", start)
+        if end < 0:
+            return [*parts, rest]
+        parts.append(rest[:end].strip())
+        rest = rest[end + 1 :].strip()
+
+
+def _end_of_json(text: str) -> int:
+    try:
+        return json.JSONDecoder().raw_decode(text)[1]
+    except ValueError as exc:
+        raise JobValueError(f"{text!r} begins like JSON: {exc}") from None
+
+
+def split_slots(part: str) -> tuple[str, str | None]:
+    """Return the label of ``LABEL:SLOTS``, and the slots if there are any."""
+    end = _end_of_json(part) if part.startswith(_JSON) else 0
+    name, colon, slots = part[end:].partition(":")
+    return part[:end] + name, slots if colon else None
+
+
 def read_label(text: str) -> Subscription:
-    """Return the subscription that `label` wrote."""
-    if text[:1] not in _JSON:
+    """
+    Return the subscription that `label` wrote.
+
+    Raises:
+        JobValueError: If *text* begins like JSON and is no such label.
+    """
+    if not text.startswith(_JSON):
         return text
-    value: Any = json.loads(text)
-    if isinstance(value, dict):
-        return Prefix(value["prefix"])
-    return (value[0], value[1]) if isinstance(value, list) else str(value)
+    try:
+        value: Any = json.loads(text)
+    except ValueError:
+        value = None
+    match value:
+        case str():
+            return value
+        case {"prefix": str(prefix), **others} if not others:
+            return Prefix(prefix)
+        case [str(queue), str(channel)]:
+            return (queue, channel)
+    raise JobValueError(
+        f"{text!r} begins like JSON, but is no"
+        ' ["QUEUE", "CHANNEL"], {"prefix": "TEXT"} or "QUEUE"'
+    )

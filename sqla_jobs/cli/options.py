@@ -18,6 +18,7 @@ from sqla_jobs.cli.params import (
     parse_poll,
     parse_queues,
     parse_seconds,
+    parse_share,
 )
 from sqla_jobs.cli.settings import (
     Setting,
@@ -27,6 +28,7 @@ from sqla_jobs.cli.settings import (
     count_of,
     counts_of,
     names_of,
+    number_of,
     queues_of,
     seconds_of,
     switch_of,
@@ -102,12 +104,13 @@ _OF_RUN: list[Decorator] = [
     _option(
         *("-q", "--queues"),
         multiple=True,
-        metavar="NAME[:SLOTS]",
+        metavar="QUEUE[:SLOTS]",
         parse=parse_queues,
         from_toml=queues_of,
         shell_complete=complete_queues,
         help="Take jobs of these queues only, and of each at most SLOTS at once. Repeat"
-        " it, or separate with commas; give slots to all of them or to none.",
+        " it, or separate with commas; give slots to all of them or to none. QUEUE is"
+        ' a name, \'["NAME", "CHANNEL"]\' or \'{"prefix": "TEXT"}\'.',
     ),
     _option(
         *("-k", "--kinds"),
@@ -131,6 +134,14 @@ _OF_RUN: list[Decorator] = [
         parse=parse_count,
         from_toml=count_of,
         help="Run N processes, and start one again when it dies.  [default: 1]",
+    ),
+    _option(
+        "--retry-share",
+        metavar="SHARE",
+        parse=parse_share,
+        from_toml=number_of,
+        help="The part of the claimed jobs, 0 to 1, that retried ones get before fresh"
+        " ones.",
     ),
     _seconds(
         "grace",

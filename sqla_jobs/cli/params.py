@@ -7,6 +7,12 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from sqla_jobs._core.plan import Slots
+from sqla_jobs._core.subscriptions import (
+    Subscription,
+    read_label,
+    split_labels,
+    split_slots,
+)
 from sqla_jobs.errors import JobValueError
 
 
@@ -75,6 +81,22 @@ def parse_lease(text: str) -> timedelta:
     return lease
 
 
+def parse_share(text: str) -> float:
+    """
+    Return a number from 0 to 1.
+
+    Raises:
+        JobValueError: If it is none.
+    """
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise JobValueError(f"must be a number from 0 to 1, got {text!r}")
+    return share
+
+
 def parse_count(text: str) -> int:
     """
     Return a whole number of 1 or more.
@@ -94,7 +116,10 @@ def parse_names(values: Sequence[str]) -> list[str]:
     Raises:
         JobValueError: If one is empty or there twice.
     """
-    names = [name.strip() for value in values for name in value.split(",")]
+    return _checked([n.strip() for value in values for n in value.split(",")], values)
+
+
+def _checked(names: list[str], values: Sequence[str]) -> list[str]:
     if "" in names:
         raise JobValueError(f"a name is missing in {','.join(values)!r}")
     twice = [name for name in names if names.count(name) > 1]
@@ -105,25 +130,29 @@ def parse_names(values: Sequence[str]) -> list[str]:
 
 def parse_queues(
     values: Sequence[str] | Mapping[str, int],
-) -> dict[str, int] | list[str]:
+) -> dict[Subscription, int] | list[Subscription]:
     """
     Return the slots by queue, or the names where no slots are given.
+
+    A channel is ``["QUEUE", "CHANNEL"]``, a prefix ``{"prefix": "TEXT"}``, and a name
+    with commas or colons ``"NAME"``.
 
     Raises:
         JobValueError: If only some have slots, or a runner would refuse them.
     """
     if isinstance(values, Mapping):
-        Slots.of(None, values)
-        return dict(values)
-    items = parse_names(values)
-    pairs = [item.partition(":") for item in items]
-    names = parse_names([name for name, _, _ in pairs])
-    with_slots = [name for name, colon, _ in pairs if colon]
-    if not with_slots:
-        return names
-    if with_slots != names:
+        given = {read_label(name): slots for name, slots in values.items()}
+        Slots.of(None, given)
+        return given
+    items = [part for value in values for part in split_labels(value)]
+    pairs = [split_slots(item) for item in _checked(items, values)]
+    names = _checked([name for name, _ in pairs], values)
+    slots = {name: text for name, text in pairs if text is not None}
+    if not slots:
+        return [read_label(name) for name in names]
+    if len(slots) != len(names):
         raise JobValueError(f"give slots to all queues or to none, got {items}")
-    queues = {name: _slots(name, text) for name, _, text in pairs}
+    queues = {read_label(name): _slots(name, text) for name, text in slots.items()}
     Slots.of(None, queues)
     return queues
 

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 from sqlalchemy.exc import DBAPIError
 
+from sqla_jobs._core.subscriptions import label
 from sqla_jobs.cli.child import Child, signals_of_supervisor
 from sqla_jobs.cli.errors import RuntimeFailure, TargetError
 from sqla_jobs.cli.logs import set_up_logging
@@ -32,7 +33,7 @@ from sqla_jobs.errors import (
 # The runner's own options, as `RunnerBase.configure` names them.
 OPTIONS = (
     *("queues", "kinds", "concurrency", "grace"),
-    *("name", "lease", "poll", "listen"),
+    *("name", "lease", "poll", "listen", "retry_share"),
 )
 
 
@@ -114,9 +115,9 @@ def describe_run(settings: RunSettings) -> None:
     """Print what would run."""
     runner = prepared_runner(settings)
     options, slots = runner.options, runner.options.slots
-    queues = slots.names or ["all"]
+    queues = [label(name) for name in slots.names or ["all"]]
     if slots.queues:
-        queues = [f"{name}:{count}" for name, count in slots.queues.items()]
+        queues = [f"{label(name)}:{count}" for name, count in slots.queues.items()]
     least = f"{slots.least}," if slots.least != slots.most else ""
     lines = {
         "runner": f"{type(runner).__name__} {runner.name}",

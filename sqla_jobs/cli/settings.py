@@ -225,6 +225,13 @@ def seconds_of(value: Any) -> str:
     raise JobValueError(f"must be a number of seconds, got {value!r}")
 
 
+def number_of(value: Any) -> str:
+    """Return a TOML number as text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise JobValueError(f"must be a number, got {value!r}")
+
+
 def count_of(value: Any) -> str:
     """Return a TOML integer as text."""
     if _is_int(value):

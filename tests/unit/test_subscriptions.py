@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from sqla_jobs._core.subscriptions import (
     label,
     read_label,
     shares_of,
+    split_labels,
+    split_slots,
     subscription_of,
 )
 from sqla_jobs.errors import JobValueError
@@ -102,3 +105,42 @@ def test_labels_are_for_people() -> None:
     assert label("*") == "*"
     assert label(("mail", "acmé")) == '["mail", "acmé"]'
     assert label(Prefix("tenant-")) == '{"prefix": "tenant-"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("mail", [("mail", None)]),
+        ("mail:3, sms:x", [("mail", "3"), ("sms", "x")]),
+        ('["a,b", "c:d"]:2,{"prefix": ","},x', [
+            ('["a,b", "c:d"]', "2"), ('{"prefix": ","}', None), ("x", None),
+        ]),
+        ('"a,b:c":1', [('"a,b:c"', "1")]),
+        ("a,,b", [("a", None), ("", None), ("b", None)]),
+    ],
+)  # fmt: skip
+def test_list_of_labels_is_split(
+    text: str, parts: list[tuple[str, str | None]]
+) -> None:
+    """Commas and colons inside of JSON belong to the names."""
+    assert [split_slots(part) for part in split_labels(text)] == parts
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_any_names_can_be_listed(names: list[str]) -> None:
+    """A name that is written as JSON is no pattern and has no separators."""
+    text = ", ".join(json.dumps(name) + ":1" for name in names)
+
+    assert [split_slots(part) for part in split_labels(text)] == [
+        (json.dumps(name), "1") for name in names
+    ]
+    assert [read_label(json.dumps(name)) for name in names] == names
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "[1]", '["a", 1]', '{"prefix": 1}', '{"a": 1}', '"a', "{}", "[]"]
+)
+def test_broken_labels_are_refused(text: str) -> None:
+    """What begins like JSON is a mistake unless it is one of the three forms."""
+    with pytest.raises(JobValueError, match="begins like JSON"):
+        read_label(text)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
+from sqla_jobs import Prefix
 from sqla_jobs.cli.commands import command
 from sqla_jobs.cli.run import RunSettings
 from sqla_jobs.cli.settings import settings
@@ -95,6 +96,7 @@ TABLE = {
         ("3", timedelta(seconds=3)),
         None,
     ),
+    "retry-share": (("--retry-share=0", 0.0), ("0.5", 0.5), ("1", 1.0), None),
     "listen": (("--listen", True), ("no", False), ("true", True), None),
     "name": (("--name=a", "a"), ("b", "b"), ('"c"', "c"), None),
     "burst": (("--no-burst", False), ("1", True), ("false", False), False),
@@ -362,3 +364,29 @@ def test_app_dir_must_be_a_folder(ask: Ask, tmp_path: Path) -> None:
     assert (flag.exit_code, file.exit_code) == (2, 2)
     assert f"{tmp_path / 'sub' / 'nowhere'} is not a folder" in flag.output
     assert f"{tmp_path / 'nowhere'} is not a folder" in file.output
+
+
+PATTERNS: list[Any] = ["mail", ("mail", "a,b:c"), Prefix("t-"), "x,y"]
+
+
+@pytest.mark.parametrize("slots", [False, True])
+def test_channels_and_prefixes_read_alike_everywhere(
+    ask: Ask, asked: list[RunSettings], *, slots: bool
+) -> None:
+    """The same text on the command line, in the variable and in the file."""
+    parts = ["mail", '["mail", "a,b:c"]', '{"prefix": "t-"}', '"x,y"']
+    texts = [f"{part}:2" if slots else part for part in parts]
+    table = ", ".join(f"'{part}' = 2" for part in parts)
+    array = ", ".join(f"'{part}'" for part in parts)
+    toml = f"{SECTION}queues = " + (f"{{{table}}}" if slots else f"[{array}]")
+    args = ["run", "a:one", "--dry-run"]
+
+    done = [
+        ask(*args, *(f"--queues={text}" for text in texts)),
+        ask(*args, SQLA_JOBS_QUEUES=", ".join(texts)),
+        ask(*args, toml=toml),
+    ]
+
+    wanted = dict.fromkeys(PATTERNS, 2) if slots else PATTERNS
+    assert [each.output for each in done if each.exit_code] == []
+    assert [found.options["queues"] for found in asked] == [wanted] * 3
