@@ -24,7 +24,6 @@ from tests.integration.cli.kit import Invoke, state_of
 from tests.integration.cli.test_documents import REFERENCE, options, rows, written
 
 BOTH = ("app:runner", "app:arunner")
-DEAD_LETTERS = 3
 Do = Callable[..., Result]
 Data = Callable[..., Any]
 
@@ -82,7 +81,7 @@ def states(session: Session, app: ModuleType) -> dict[str, int]:
     """Return how many jobs there are in each state."""
     session.rollback()
     query = select(app.Job.state, func.count()).group_by(app.Job.state)
-    return dict(session.execute(query).tuples().all())
+    return {row[0]: row[1] for row in session.execute(query)}
 
 
 # What the reference says
@@ -641,7 +640,8 @@ def test_queues_are_paused_and_resumed(
 
     paused = data("queues", "pause", "mail", "default", "-r", runner)
     jobs.rollback()
-    rows = dict(jobs.execute(select(app.Job.Queue.name, app.Job.Queue.paused)).all())
+    found = jobs.execute(select(app.Job.Queue.name, app.Job.Queue.paused))
+    flags = {row[0]: row[1] for row in found}
     text = do("queues", "-r", runner).output
     resumed = data("queues", "resume", "mail", "-r", runner)
 
@@ -649,7 +649,7 @@ def test_queues_are_paused_and_resumed(
         ("default", True),
         ("mail", True),
     ]
-    assert rows == {"default": True, "mail": True}
+    assert flags == {"default": True, "mail": True}
     assert re.search(r"^mail +2 +0 +0 +paused$", text, re.MULTILINE)
     assert [(one["name"], one["paused"]) for one in resumed] == [("mail", False)]
     assert resumed[0]["counts"]["available"] == 2
