@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -17,19 +18,27 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 from sqla_jobs import (
+    HoldExpired,
     JobState,
     LeaseLost,
     checkpoint,
     claim,
     complete,
+    confirm_hold,
+    enqueue,
     fail,
     release,
     renew,
     request_cancel,
+    requeue,
     rescue,
+    set_queue,
     stage,
 )
-from tests.conformance.factories import at_once
+from sqla_jobs._store.holds import expire_holds
+from sqla_jobs.handlers import Handler
+from sqla_jobs.models import job_tables
+from tests.conformance.factories import at_once, freed_when_awaited
 from tests.runner.harness import Effect, Job, Kit, Task, effects, ok, take_over
 
 T = TypeVar("T")
@@ -218,7 +227,7 @@ def test_a_handler_that_blocks_longer_than_the_lease_runs_once(
         if writes:
             job.tags = ["written"]
             await ok(ctx.session.flush())
-        time.sleep(4.5)  # noqa: ASYNC251 - a loop that hangs is the point
+        time.sleep(3.8)  # noqa: ASYNC251 - a loop that hangs is the point
 
     kit.handle(run)
     (job_id,) = kit.add()
@@ -351,3 +360,228 @@ def test_enqueueing_leaves_the_connections_search_path_alone(threads: Kit) -> No
     engine.dispose()
 
     assert (during, after) == ("pg_catalog, public",) * 2
+
+
+# Congestion, floods and fairness
+
+
+def test_congestion_gives_the_attempt_back(kit: Kit) -> None:
+    """A handler's full permits may refuse a job often: it has all its attempts left."""
+    refusals = 5
+
+    async def run(job: Any, ctx: Any) -> None: ...
+
+    def acquire(job: Any) -> bool:
+        nonlocal refusals
+        refusals -= 1
+        return refusals < 0
+
+    kit.handle(run)
+    given = Task.__job_handler__
+    Task.__job_handler__ = Handler(given.call, given.is_async, acquire)
+    (job_id,) = kit.add(Task(max_attempts=1))
+
+    while kit.job(job_id).state != "completed":
+        kit.sql("UPDATE jobs SET run_at = now() WHERE state = 'scheduled'")
+        kit.drain()
+
+    row = kit.job(job_id)
+    assert (row.attempt, row.snoozes, refusals) == (1, 5, -1)
+
+
+def test_a_flood_of_new_work_still_serves_retries(kit: Kit) -> None:
+    """A runner keeps a share of its claims for jobs that failed before."""
+    ran: list[int] = []
+
+    async def run(job: Any, ctx: Any) -> None:
+        ran.append(job.lane)
+        if len(ran) < 200:
+            did(kit, lambda session: session.add_all([Task() for _ in range(2)]))
+
+    kit.handle(run)
+    kit.add(*[Task() for _ in range(50)])
+    (retried,) = kit.add()
+    kit.sql("UPDATE jobs SET lane = 1 WHERE id = :id", id=retried)
+
+    kit.run(concurrency=1, retry_share=0.1)
+
+    kit.until_state(retried, "completed")
+    assert ran.index(1) < 50
+
+
+def test_a_thousand_jobs_do_not_starve_three(threads: Kit) -> None:
+    """In a fair queue the three are in the first two batches of 20."""
+    threads.add(*[Task(channel="large") for _ in range(1_000)])
+    few = threads.add(*[Task(channel="small") for _ in range(3)])
+    did(threads, set_queue, Job, "default", fair=True)
+
+    batches = [did(threads, claim, Job, limit=20) for _ in range(2)]
+
+    assert set(few) <= {one.job_id for batch in batches for one in batch}
+    assert sum(map(len, batches)) >= 23
+
+
+# Ordered channels
+
+
+def ordered(kit: Kit, count: int, **options: Any) -> list[int]:
+    """Enqueue ordered jobs in one channel and return their ids."""
+    return kit.add(*[Task(ordered=True, channel="c", **options) for _ in range(count)])
+
+
+def next_head(kit: Kit, **options: Any) -> Any:
+    """Claim what the channel has to offer: one job, or None."""
+    did(kit, stage, Job)
+    found = did(kit, claim, Job, limit=10, **options)
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+def test_ordered_jobs_run_one_at_a_time_in_the_order_of_the_batch(
+    threads: Kit,
+) -> None:
+    """Not at random, and the next one only when the one before has ended."""
+    ids = ordered(threads, 5)
+    assert ids == sorted(ids)
+
+    for job_id in ids:
+        held = next_head(threads)
+        assert (held.job_id, next_head(threads)) == (job_id, None)
+        did(threads, complete, held)
+
+
+def test_a_late_committing_sender_neither_overtakes_nor_overlaps(
+    threads: Kit,
+) -> None:
+    """The second sender waits for the first one's commit; nobody fails."""
+    first, second = Task(ordered=True, channel="c"), Task(ordered=True, channel="c")
+    with threads.Session() as early, threads.Session() as late:
+        early.add(first)
+        early.flush()
+        with freed_when_awaited(late, early):
+            late.add(second)
+            late.flush()
+        late.commit()
+
+    assert first.id < second.id
+    assert next_head(threads).job_id == first.id
+    assert next_head(threads) is None
+
+
+def test_a_delayed_failed_or_snoozed_head_holds_the_rest(threads: Kit) -> None:
+    """The others of its channel wait, jobs beside the order do not."""
+    head, _ = ordered(threads, 2)
+    (beside,) = threads.add(Task(channel="c"))
+    for state in ("scheduled", "retryable", "held"):
+        threads.sql(
+            "UPDATE jobs SET state = :state, run_at = now() + interval '1 day',"
+            " held_until = now() + interval '1 day' WHERE id = :id",
+            state=state,
+            id=head,
+        )
+        held = next_head(threads)
+        assert held.job_id == beside
+        did(threads, release, held)
+
+
+def test_a_dead_head_lets_go_or_blocks_as_its_queue_says(threads: Kit) -> None:
+    """By default one that dies does not kill all; with `block` it waits for people."""
+    first, second = ordered(threads, 2, max_attempts=1)
+    did(threads, fail, next_head(threads), "no")
+    did(threads, set_queue, Job, "default", on_discard="block")
+    assert next_head(threads) is None
+    did(threads, set_queue, Job, "default", on_discard="skip")
+
+    held = next_head(threads)
+
+    assert held.job_id == second
+    did(threads, requeue, Job, first)
+    assert next_head(threads) is None  # the order of ids, but no overlap
+    did(threads, complete, held)
+    assert next_head(threads).job_id == first
+
+
+def test_a_job_in_the_middle_of_a_channel_can_be_cancelled(threads: Kit) -> None:
+    """The chain has no links to break."""
+    first, middle, last = ordered(threads, 3)
+    assert did(threads, request_cancel, Job, [middle]).cancelled == (middle,)
+
+    for job_id in (first, last):
+        held = next_head(threads)
+        assert held.job_id == job_id
+        did(threads, complete, held)
+
+
+# Two-phase enqueue, idempotency
+
+
+def sweep(kit: Kit) -> bool:
+    """Do what any runner does at each look at the table."""
+    did(kit, expire_holds, job_tables(Job))
+    return True
+
+
+def test_a_hold_that_is_over_cannot_be_confirmed(threads: Kit) -> None:
+    """It raises, the job ends cancelled, and its successor goes on."""
+    held, after = ordered(threads, 2)
+    threads.sql(
+        "UPDATE jobs SET state = 'held', held_until = now() WHERE id = :id", id=held
+    )
+    assert next_head(threads) is None
+
+    with pytest.raises(HoldExpired):
+        did(threads, confirm_hold, Job, held)
+    sweep(threads)
+
+    assert threads.job(held).state == "cancelled"
+    assert next_head(threads).job_id == after
+
+
+def test_a_confirm_that_races_the_expiry_is_never_lost(threads: Kit) -> None:
+    """Either it is confirmed and runs, or it raises and is cancelled."""
+
+    def confirm(job_id: int) -> bool:
+        time.sleep(0.004)  # about when the hold ends
+        try:
+            did(threads, confirm_hold, Job, job_id)
+        except HoldExpired:
+            return False
+        return True
+
+    for _ in range(15):
+        (job_id,) = threads.add(Task(hold_for=timedelta(milliseconds=5)))
+        works = [partial(confirm, job_id), partial(sweep, threads)]
+        confirmed, _ = at_once(works)
+        sweep(threads)
+        state = threads.job(job_id).state
+        assert state == ("available" if confirmed else "cancelled")
+
+
+def test_a_confirmed_hold_wakes_the_runners(kit: Kit) -> None:
+    """Without waiting for a poll."""
+    done = threading.Event()
+
+    async def run(job: Any, ctx: Any) -> None:
+        done.set()
+
+    kit.handle(run)
+    (job_id,) = kit.add(Task(hold_for=DAY))
+    kit.run(poll=timedelta(seconds=60))
+    kit.until(lambda: kit.sql("SELECT count(*) FROM jobs_runners"))
+    did(kit, confirm_hold, Job, job_id)
+
+    assert done.wait(20)
+
+
+def test_an_idempotency_key_drops_no_job_after_its_window(threads: Kit) -> None:
+    """Within it the first job answers, even a deleted one; then a repeat enqueues."""
+    start = now()
+    key = {"idempotency_key": "order 7", "window": DAY}
+    first = did(threads, enqueue, Task(), **key, now=start)
+    threads.sql("DELETE FROM jobs")
+    again = did(threads, enqueue, Task(), **key, now=start + 23 * timedelta(hours=1))
+
+    later = did(threads, enqueue, Task(), **key, now=start + DAY + SECOND)
+
+    assert (again.created, again.job_id) == (False, first.job_id)
+    assert (later.created, len(threads.states())) == (True, 1)
