@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -15,10 +16,13 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.settle import Settlement
+from sqla_jobs._store.base import execute
 from sqla_jobs._store.claim import claim, claim_jobs
+from sqla_jobs._store.counts import counts
+from sqla_jobs._store.dead import dead_letters
 from sqla_jobs._store.lease import renew_many
 from sqla_jobs._store.operate import request_cancel, requeue
-from sqla_jobs._store.retention import apply_retention
+from sqla_jobs._store.retention import _archiving, apply_retention
 from sqla_jobs._store.settle import settle
 from sqla_jobs._store.sweep import rescue, stage
 from sqla_jobs.models import job_tables
@@ -256,3 +260,68 @@ def test_operators_read_by_id_and_key(big: Engine, mode: str) -> None:
     for plan in plans(big, mode, work):
         assert "jobs" not in plan.scanned()
         assert plan.buffers <= 600
+
+
+@EACH_PLAN
+@pytest.mark.parametrize("way", ["unique_key", "fingerprint"])
+def test_cancel_by_key_reads_its_index(big: Engine, mode: str, way: str) -> None:
+    """A cancel by a key reads the live jobs that have one, no others."""
+    key: dict[str, Any] = {way: "k"}
+
+    (plan,) = plans(big, mode, lambda session: request_cancel(session, Job, **key))
+
+    index = {"unique_key": "unique_v1_idx", "fingerprint": "group_v1_idx"}[way]
+    assert index in plan.indexes()
+    assert "jobs" not in plan.scanned()
+    assert plan.buffers <= 20
+
+
+@EACH_PLAN
+def test_counts_read_a_part_of_each_index(big: Engine, mode: str) -> None:
+    """However many jobs there are, only the first ones of each state are read."""
+    (plan,) = plans(big, mode, lambda session: counts(session, Job, at_most=500))
+
+    assert plan.indexes() >= {
+        "claim_v1_idx",
+        "due_v1_idx",
+        "leases_v1_idx",
+        "finished_v1_idx",
+    }
+    assert "jobs" not in plan.scanned()
+    assert plan.most_rows() <= 1_100
+    assert plan.buffers <= 3_000
+
+
+@EACH_PLAN
+def test_dead_letters_are_not_looked_for_among_all_jobs(big: Engine, mode: str) -> None:
+    """The few that there are come from the index on finished jobs, not by their ids."""
+
+    def work(session: Session) -> None:
+        dead_letters(session, Job, limit=50)
+
+    (plan,) = plans(big, mode, work)
+
+    assert "finished_v1_idx" in plan.indexes()
+    assert "jobs" not in plan.scanned()
+    assert plan.buffers <= 20
+
+
+@EACH_PLAN
+def test_archiving_reads_the_finished_index(big: Engine, mode: str) -> None:
+    """What is old enough is moved by the index; the archive is asked by its key."""
+    params = {
+        "state": "completed",
+        "age": DAY,
+        "kinds": ["work"],
+        "limit": 50,
+        "now": NOW,
+    }
+
+    def work(session: Session) -> None:
+        execute(session, TABLES, partial(_archiving, own=()), params)
+
+    (plan,) = plans(big, mode, work)
+
+    assert "finished_v1_idx" in plan.indexes()
+    assert "jobs" not in plan.scanned()
+    assert plan.most_rows() <= 400
