@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -40,7 +41,9 @@ def claim_managed(
         return []
     rooms = _rooms(session, tables, ask, memory, names)
     claim = _Claim(session, tables, ask, memory, rooms)
-    parts = [claim.fair, claim.plain, *([claim.heads] if features.ordered else [])]
+    parts: list[_Part] = [claim.fair, claim.plain, *claim.shared()]
+    if features.ordered:
+        parts.append(claim.heads)
     # None may always come first: it could take every slot, every time.
     random.shuffle(parts)
     for part in parts:
@@ -104,6 +107,7 @@ def _counts(settings: QueueSettings) -> bool:
 
 
 _Rooms = dict[str, FairAsk]
+_Part = Callable[[_Rooms], list[Any]]
 
 
 @dataclass(slots=True)
@@ -115,7 +119,7 @@ class _Claim:
     rooms: Mapping[str, _Room]
     jobs: list[Any] = field(default_factory=list)
 
-    def take(self, part: Callable[[_Rooms], list[Any]]) -> None:
+    def take(self, part: _Part) -> None:
         """Lease what one part finds, and count it."""
         left = {name: room.ask for name, room in self.rooms.items()}
         left = {name: one for name, one in left.items() if one.slots > 0}
@@ -144,11 +148,27 @@ class _Claim:
         return jobs
 
     def plain(self, left: _Rooms) -> list[Any]:
-        """Lease other jobs where they have not."""
+        """Lease other jobs where they have not, and one subscription has them all."""
+        names = [name for name in left if len(self.ask.shares(name)) == 1]
+        return self._pick({name: left[name] for name in names})
+
+    def shared(self) -> list[_Part]:
+        """Return a part for each queue that several subscriptions have shares of."""
+        names = [name for name in self.rooms if len(self.ask.shares(name)) > 1]
+        return [partial(self._one, name) for name in names]
+
+    def _one(self, name: str, left: _Rooms) -> list[Any]:
+        return self._pick({name: left[name]} if name in left else {})
+
+    def _pick(self, left: _Rooms) -> list[Any]:
         queues = {n: one for n, one in left.items() if not self.rooms[n].by_channel}
-        slots = _narrowed(self.ask, queues)
-        ask = replace(self.ask, queues=slots)
-        if not queues or not ask.open:
+        most = sum(one.slots for one in queues.values())
+        ask = replace(
+            self.ask,
+            queues=_narrowed(self.ask, queues),
+            limit=min(self.ask.limit, most),
+        )
+        if not ask.open:
             return []
         variant = ask.shape._replace(managed=True), ask.kinds is None, ask.late > 0
         return take(self.session, self.tables, ask, pick, *variant)
@@ -170,16 +190,17 @@ class _Claim:
 
 
 def _narrowed(ask: Ask, queues: _Rooms) -> dict[Subscription, int]:
-    """Return what the subscriptions may take where *queues* have but so many slots."""
+    """
+    Return what the subscriptions may take where *queues* have but so many slots.
+
+    The slots of a prefix are dealt out to its queues. Of several subscriptions to one
+    queue, which is then the only one, each may have all slots that it has.
+    """
     found: dict[Subscription, int] = {}
     used = Counter[Subscription | None]()
     for name, room in queues.items():
-        left = room.slots
-        shares = ask.shares(name)
-        for share in random.sample(shares, len(shares)):
-            slots = max(0, min(left, share.slots - used[share.subscription]))
-            left -= slots
+        for share in ask.shares(name):
+            slots = max(0, min(room.slots, share.slots - used[share.subscription]))
             used[share.subscription] += slots
-            # One without slots still keeps its jobs from the queue's other share.
             found[name if share.channel is None else (name, share.channel)] = slots
     return found
