@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from sqlalchemy import ClauseElement
+from sqlalchemy import ClauseElement, Connection
 
 from sqla_jobs._core.options import DEFAULTS
-from sqla_jobs._store.base import Where
+from sqla_jobs._store.base import Where, connection_of
 from sqla_jobs._store.locks import lock_names
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
@@ -27,7 +27,8 @@ def lock_channels(session: Where, jobs: Iterable[Any]) -> None:
     transaction, or with the rollback of its savepoint.
 
     Raises:
-        JobValueError: If the channel of an ordered job is an SQL expression.
+        JobValueError: If the channel of an ordered job is an SQL expression, or the
+            connection is in AUTOCOMMIT mode.
     """
     channels: dict[JobTables, set[tuple[str, ...]]] = {}
     for job in jobs:
@@ -35,6 +36,7 @@ def lock_channels(session: Where, jobs: Iterable[Any]) -> None:
             found = channels.setdefault(job_tables(job), set())
             found.add(_channel_of(job))
     for tables in sorted(channels, key=lambda one: one.table.fullname):
+        _refuse_autocommit(connection_of(session, tables))
         lock_names(session, tables, "channel", channels[tables])
 
 
@@ -56,6 +58,15 @@ def refuse_ordered(job_class: type[Any], verb: str) -> NoReturn:
         " other senders, may get their ids in another order; use"
         f" session.add_all([{name}(...), ...])"
     )
+
+
+def _refuse_autocommit(connection: Connection) -> None:
+    dbapi: Any = connection.connection.dbapi_connection
+    if connection.dialect.detect_autocommit_setting(dbapi):
+        raise JobValueError(
+            "ordered jobs need a transaction, this session is in AUTOCOMMIT mode: the"
+            " lock on their channel would not last until their INSERT"
+        )
 
 
 def _channel_of(job: Any) -> tuple[str, str]:
