@@ -60,9 +60,8 @@ def class_of_kind(tables: JobTables, kind: str) -> type[Any]:
     found = tables.kinds.get(kind)
     if found is None:
         known = known_kinds(tables)
-        raise JobValueError(
-            f"{unknown('kind', kind, known)}; known: {', '.join(known)}"
-        )
+        text = unknown("kind", kind, known)
+        raise JobValueError(f"{text} (known: {', '.join(known)})")
     return found
 
 

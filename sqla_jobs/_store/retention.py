@@ -197,8 +197,7 @@ def apply_retention(
 
     One statement per distinct (state, age), and per table of their own for classes that
     archive; of unmapped kinds only raw is theirs, as the root class says. Does not
-    commit. Returns
-    how many have left the hot table.
+    commit. Returns how many have left the hot table.
     """
     left = 0
     deleted, archived = retention_groups(tables), _archive_groups(tables)

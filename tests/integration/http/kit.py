@@ -89,7 +89,13 @@ class Client:
 def serving(app: Any) -> Iterator[Client]:
     """Yield a client of *app*, which a thread of this process serves."""
     config = uvicorn.Config(
-        app, host="127.0.0.1", port=0, log_level="error", ws="none", http="h11"
+        app,
+        host="127.0.0.1",
+        port=0,
+        log_level="error",
+        ws="none",
+        http="h11",
+        proxy_headers=False,
     )
     server = uvicorn.Server(config)
     ready = threading.Event()
