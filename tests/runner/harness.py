@@ -66,6 +66,10 @@ class Other(Job, kind="other", backoff=NOW):
     """Another one."""
 
 
+class Plain(Job, kind="plain"):
+    """One that says nothing about its backoff."""
+
+
 class Effect(Base):
     """What a handler writes for the application."""
 
