@@ -20,6 +20,9 @@ from sqla_jobs.errors import JobValueError
 PREFIX = "SQLA_JOBS_"
 # Of the library's tests and examples, and no options.
 OTHER_VARIABLES = {f"{PREFIX}{name}_DSN" for name in ("TEST", "DEMO", "BENCH")}
+# Secrets are neither on the command line nor in pyproject.toml.
+HTTP_TOKENS = f"{PREFIX}HTTP_TOKENS"
+OTHER_VARIABLES.add(HTTP_TOKENS)
 Parse = Callable[[Any], Any]
 _ORIGINS, _SECTION = "sqla_jobs.origins", "sqla_jobs.section"
 
