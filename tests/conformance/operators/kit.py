@@ -97,7 +97,7 @@ class Tick(Other, kind="tick"):
 TABLES = job_tables(Job)
 
 
-def add(session: Session, job: Any, **columns: Any) -> int:
+def add(session: Session, job: Any, /, **columns: Any) -> int:
     """Store *job*, write its *columns*, whatever they are, and return its id."""
     session.add(job)
     session.flush()

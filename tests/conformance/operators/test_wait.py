@@ -28,7 +28,9 @@ NOTHING = timedelta(0)
 QUICK = timedelta(milliseconds=5)
 
 
-def end(session: Session, job: int, state: str = "completed", **columns: Any) -> None:
+def end(
+    session: Session, job: int, /, state: str = "completed", **columns: Any
+) -> None:
     """Write how a job ended."""
     table = TABLES.table
     session.execute(
