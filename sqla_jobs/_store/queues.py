@@ -69,7 +69,8 @@ def set_queue(  # noqa: PLR0913 - one keyword per setting
             lets the next go on, "block" keeps it until the job is requeued or deleted.
             Default "skip".
         must_exist: Whether to refuse a name that no job class declares, and that has
-            neither settings nor waiting jobs: most likely a typo. Default True.
+            neither settings nor jobs that are ready or ordered: most likely a typo.
+            Default True.
 
     Raises:
         JobValueError: If a value cannot be used, *rate_period* comes without
@@ -128,7 +129,7 @@ def _check_known(session: Session, tables: JobTables, name: str) -> None:
     known = declared | read_queues(session, tables).keys()
     raise JobValueError(
         f"{unknown('queue', name, known)}: no job class declares it, and it has neither"
-        " settings nor waiting jobs; must_exist=False sets it up beforehand"
+        " settings nor ready jobs; must_exist=False sets it up beforehand"
     )
 
 
