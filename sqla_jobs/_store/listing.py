@@ -13,7 +13,6 @@ from sqlalchemy import (
     ColumnElement,
     Executable,
     Integer,
-    RowMapping,
     Text,
     func,
     select,
@@ -84,13 +83,14 @@ def list_jobs(
     *,
     limit: int,
     before_id: int | None = None,
-) -> list[RowMapping]:
+) -> list[dict[str, Any]]:
     """Return the `SUMMARY` of jobs, newest first."""
     params = wanted.params() | {"limit": limit}
     if before_id is not None:
         params["before"] = before_id
     build = partial(_listing, wanted=wanted, paged=before_id is not None)
-    return list(execute(session, tables, build, params).mappings())
+    rows = execute(session, tables, build, params).mappings()
+    return [dict(row) for row in rows]
 
 
 def _listing(
@@ -135,10 +135,11 @@ def _counting(tables: JobTables, _dialect: JobDialect, *, wanted: Filter) -> Exe
     return counted.where(*wanted.conditions(tables))
 
 
-def read_job(session: Session, tables: JobTables, job_id: int) -> RowMapping | None:
+def read_job(session: Session, tables: JobTables, job_id: int) -> dict[str, Any] | None:
     """Return all of the library's columns of a job; None if there is none."""
     found = execute(session, tables, _reading, {"job": job_id})
-    return found.mappings().one_or_none()
+    row = found.mappings().one_or_none()
+    return None if row is None else dict(row)
 
 
 @built_once
@@ -148,10 +149,12 @@ def _reading(tables: JobTables, _dialect: JobDialect) -> Executable:
     return found.where(job.id == bind("job", BigInteger()))
 
 
-def read_attempts(session: Session, tables: JobTables, job_id: int) -> list[RowMapping]:
+def read_attempts(
+    session: Session, tables: JobTables, job_id: int
+) -> list[dict[str, Any]]:
     """Return the attempts of a job that left a row, oldest first."""
     found = execute(session, tables, _reading_attempts, {"job": job_id})
-    return list(found.mappings())
+    return [dict(row) for row in found.mappings()]
 
 
 @built_once

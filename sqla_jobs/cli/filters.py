@@ -15,24 +15,22 @@ from sqla_jobs._store.listing import Filter
 Command = Callable[..., Any]
 
 
-class Time(click.ParamType):
-    """A point in time with its time zone, ISO 8601."""
+def read_time(text: str) -> datetime:
+    """
+    Return the point in time that ISO 8601 text with a time zone means.
 
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        """Return the datetime that the text means."""
-        if isinstance(value, datetime):
-            return value
-        try:
-            found = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no time; as in 2030-01-31T12:00:00Z", param, ctx)
-        if found.tzinfo is None:
-            self.fail(f"{value!r} has no time zone; as in {value}Z", param, ctx)
-        return found
+    Raises:
+        click.BadParameter: If it means none.
+    """
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        told = f"{text!r} is no time; as in 2030-01-31T12:00:00Z"
+        raise click.BadParameter(told) from None
+    if found.tzinfo is None:
+        told = f"{text!r} has no time zone; as in {found.isoformat()}Z"
+        raise click.BadParameter(told)
+    return found
 
 
 def _given(
@@ -59,9 +57,10 @@ def filtered(states: Iterable[JobState]) -> Callable[[Command], Command]:
             asked = {name: given.pop(name) for name in ("queue", "kind", "state")}
             return function(*args, wanted=_given(**asked), **given)
 
+        made: Command = call
         for option in reversed(_options(choices)):
-            call = option(call)
-        return call
+            made = option(made)
+        return made
 
     return decorate
 

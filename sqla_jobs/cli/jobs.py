@@ -23,7 +23,7 @@ from sqla_jobs._store.listing import (
 )
 from sqla_jobs.cli.database import Database, on_database
 from sqla_jobs.cli.errors import RuntimeFailure
-from sqla_jobs.cli.filters import Time, job_filter, limited
+from sqla_jobs.cli.filters import job_filter, limited, read_time
 from sqla_jobs.cli.output import (
     as_json,
     print_facts,
@@ -187,7 +187,7 @@ def _exit(found: Explanation) -> None:
 @click.option("--channel", metavar="TEXT", help="The key for ordering and fairness.")
 @click.option("--priority", type=int, metavar="N", help="Higher runs first.")
 @click.option(
-    "--run-at", type=Time(), metavar="TIME", help="Not before this time, ISO 8601."
+    "--run-at", type=read_time, metavar="TIME", help="Not before this time, ISO 8601."
 )
 @click.option(
     "--delay", type=click.FloatRange(min=0), metavar="SECONDS", help="Not before then."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 from sqla_jobs._core.limits import ON_DISCARD, SETTINGS, QueueSettings
 from sqla_jobs._core.states import JobState
 from sqla_jobs._store.counts import AT_MOST, JobCount, counts
-from sqla_jobs._store.enqueue import read_clock
 from sqla_jobs._store.explain import STALE, read_runners
 from sqla_jobs._store.queues import queue_settings, set_queue
 from sqla_jobs._store.schema import check
+from sqla_jobs._store.times import read_clock
 from sqla_jobs.cli.database import Database, on_database
 from sqla_jobs.cli.errors import RuntimeFailure
 from sqla_jobs.cli.output import as_json, print_json, print_table
@@ -161,23 +161,20 @@ def _number(one: JobCount | None) -> str:
 # Settings of queues
 
 
-class Most(click.ParamType):
-    """A whole number of 1 or more, or "none" for no limit."""
+def read_most(text: str) -> str:
+    """
+    Return *text* if it is a whole number of 1 or more, or "none" for no limit.
 
-    name = "count"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
-        """Return the number, or "none"."""
-        if value != "none" and not (value.isdecimal() and int(value) > 0):
-            told = f"{value!r} is no whole number of 1 or more, nor none"
-            self.fail(told, param, ctx)
-        return value
+    Raises:
+        click.BadParameter: If it is neither.
+    """
+    if text != "none" and not (text.isdecimal() and int(text) > 0):
+        raise click.BadParameter(f"{text!r} is no whole number of 1 or more, nor none")
+    return text
 
 
-def _most(name: str, text: str) -> Any:
-    return click.option(name, type=Most(), metavar="N|none", help=text)
+def _most(name: str, text: str) -> Callable[[Any], Any]:
+    return click.option(name, type=read_most, metavar="N|none", help=text)
 
 
 @click.command("queues")

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, insert, text
+from sqlalchemy import Engine, delete, insert, literal, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_jobs import Explanation, JobState, JobValueError, Runner, Why, explain
@@ -19,6 +19,7 @@ from sqla_jobs._store.explain import MOST_AHEAD, STALE
 from sqla_jobs._store.runners import upsert_runner
 from sqla_jobs._store.sweep import stage
 from sqla_jobs.models import job_tables
+from sqla_jobs.models.columns import COLUMN_ORDER
 from tests.conformance.factories import (
     DAY,
     LEASE,
@@ -51,7 +52,7 @@ def codes(session: Session, job_id: int) -> list[Why]:
 
 def add_runner(session: Session, **columns: Any) -> UUID:
     """Insert the row of a runner that was seen a second ago."""
-    values = {
+    values: dict[str, Any] = {
         "id": uuid4(),
         "name": "runner-1",
         "host": "box",
@@ -112,17 +113,14 @@ def test_unknown_job_is_no_error(session: Session) -> None:
 
 def test_archived_job_is_found(session: Session) -> None:
     """Where retention moved a job, its end is still known."""
-    names = ("id", "kind", "queue", "state", "payload", "own", "run_at")
-    values = (4_711, "work", "default", "completed", {}, {}, NOW)
-    rest = {c.name: None for c in TABLES.archive.c if c.nullable}
-    needed = {
-        c.name: 0 for c in TABLES.archive.c if not c.nullable and c.name not in names
-    }
-    row = {**rest, **needed, **dict(zip(names, values, strict=True))}
-    row |= {"channel": "", "backoff": "", "ordered": False, "created_at": NOW}
-    session.execute(insert(TABLES.archive).values({**row, "archived_at": NOW + DAY}))
+    job = make_job(session, state="completed")
+    columns = [TABLES.table.c[name] for name in COLUMN_ORDER]
+    row = select(*columns, literal(NOW + DAY)).where(TABLES.table.c.id == job)
+    names = [*COLUMN_ORDER, "archived_at"]
+    session.execute(insert(TABLES.archive).from_select(names, row))
+    session.execute(delete(TABLES.table).where(TABLES.table.c.id == job))
 
-    found = why(session, 4_711)
+    found = why(session, job)
 
     assert (found.code, found.state) == (Why.ARCHIVED, JobState.COMPLETED)
     assert "at 2050-06-02 12:00:00 UTC" in found.text
@@ -461,7 +459,12 @@ def test_rate_limit_tells_when_it_goes_on(
 @pytest.mark.usefixtures("alive")
 def test_all_limits_that_are_reached_are_told(session: Session) -> None:
     """One is the first reason, the others follow."""
-    rate = {"rate_limit": 1, "rate_period": DAY, "tokens": 0, "tokens_at": NOW}
+    rate: dict[str, Any] = {
+        "rate_limit": 1,
+        "rate_period": DAY,
+        "tokens": 0,
+        "tokens_at": NOW,
+    }
     add_queue(session, max_running=1, max_running_per_channel=1, **rate)
     make_job(session, state="running")
 
@@ -490,8 +493,9 @@ def test_place_in_line_follows_the_claim_order(session: Session) -> None:
     retried = make_job(session, lane=1)
     urgent = make_job(session, priority=5, lane=2, run_at=NOW + DAY)
     twin = make_job(session)
-    for other in ({"queue": "other"}, {"state": "running"}, {"state": "completed"}):
-        make_job(session, priority=9, **other)
+    make_job(session, priority=9, queue="other")
+    for state in ("running", "completed"):
+        make_job(session, priority=9, state=state)
 
     ahead = [
         why(session, one).details["ahead"] for one in (urgent, job, twin, late, retried)
