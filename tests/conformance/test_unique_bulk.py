@@ -154,7 +154,7 @@ def test_refused_chunk_replaces_nothing(session: Session) -> None:
     enqueue_many(session, Ping, rows("a", "b"))
 
     with pytest.raises(DuplicateJob, match="row 1"):
-        enqueue_many(session, Ping, [*rows("a", on_conflict="replace"), *rows("b")])
+        enqueue_many(session, Ping, rows("a", on_conflict="replace") + rows("b"))
 
     assert keys(session) == ["a", "b"]
 
@@ -174,6 +174,7 @@ def test_rows_have_the_key_that_objects_have(session: Session) -> None:
     """A class computes the same key for both, with its columns' defaults."""
     session.add(Index(document=1))
     session.commit()
+    given: list[dict[str, Any]]
     given = [{"document": 1}, {"document": 1, "color": "blue"}, {"document": 2}]
     count = enqueue_many(session, Index, given)
     double = Index(document=2, color="red")
@@ -255,7 +256,7 @@ def test_select_raises(documents: Session) -> None:
 
 def test_select_of_a_computed_key(documents: Session) -> None:
     """The database cannot compute it; a key of the query's does."""
-    values = {"document": Document.id}
+    values: dict[str, Any] = {"document": Document.id}
 
     with pytest.raises(JobValueError, match="needs an expression for unique_key"):
         enqueue_select(documents, Index, select(Document), values)

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_jobs import DuplicateJob, claim, complete, enqueue_many, requeue
 from sqla_jobs._core.states import FINAL
+from sqla_jobs.models import job_tables
 from tests.conformance.factories import (
     LEASE,
     Elsewhere,
@@ -61,7 +62,6 @@ def work_off(session: Session) -> None:
     session.commit()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["skip", "replace", "raise"])
 def test_concurrent_senders_of_few_keys(sessions: Sessions, policy: str) -> None:
     """No sender fails but by DuplicateJob, after which its transaction goes on."""
@@ -182,7 +182,7 @@ def test_replace_races_a_claim(sessions: Sessions) -> None:
 
     for _ in range(ROUNDS):
         with sessions.begin() as session:
-            session.execute(Job.__table__.delete())
+            session.execute(delete(job_tables(Job).table))
             old = make_job(session, Work, unique_key="k", run_at=func.now())
         works: list[Callable[[], Any]] = [take, replace]
         taken, refused = at_once(works)
