@@ -46,7 +46,14 @@ from sqla_jobs._core.unique import (
     refusal,
 )
 from sqla_jobs._dialects import JobDialect, bind
-from sqla_jobs._store.base import among, built_once, execute, literal_states, word
+from sqla_jobs._store.base import (
+    among,
+    built_once,
+    connection_of,
+    execute,
+    literal_states,
+    word,
+)
 from sqla_jobs._store.locks import MOST_NAMES, lock_names
 from sqla_jobs.errors import DuplicateJob
 from sqla_jobs.models import JobTables, job_tables
@@ -178,11 +185,10 @@ def take_keys(
 def _lock(
     session: Session, tables: JobTables, keys: Sequence[str], *, more: bool
 ) -> None:
+    connection_of(session, tables)  # before a flush there may be no transaction yet
     transaction = session.get_transaction()
-    count = len(keys)
-    if transaction is not None:
-        count += _locked.get(transaction, 0)
-        _locked[transaction] = count
+    assert transaction is not None
+    count = _locked[transaction] = len(keys) + _locked.get(transaction, 0)
     whole = count > MOST_NAMES or more
     lock_names(session, tables, SPACE, [(key,) for key in keys], whole=whole)
 

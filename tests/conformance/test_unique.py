@@ -296,9 +296,8 @@ def test_more_than_a_thousand_keys_take_one_lock(
     session.add_all(Ping(unique_key=f"{number}") for number in range(10))
     session.flush()
     few = session.scalar(counting)
-    for number in range(30):
-        session.add(Ping(unique_key=f"more {number}"))
-        session.flush()
+    session.add(Ping(unique_key="one more"))
+    session.flush()
     # The whole space is one lock, shared before and alone after.
     assert (few, session.scalar(counting)) == (11, 12)
     session.rollback()
