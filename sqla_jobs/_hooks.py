@@ -260,18 +260,18 @@ def _check_keys(cls: type[JobMixin], execution: ORMExecuteState) -> None:
 
 def _check_unordered(cls: type[JobMixin], execution: ORMExecuteState) -> None:
     """Refuse what is ordered; what the server makes of an expression counts as such."""
-    statement = cast("Insert", execution.statement)
+    statement: Any = execution.statement
     if "ordered" in (statement._select_names or ()):
         refuse_ordered(cls, "insert")
     given = execution.parameters
-    rows = [given] if isinstance(given, Mapping) else list(given or ())
-    rows += [statement._values or {}]
-    rows += [row for several in statement._multi_values for row in several]
+    rows: list[Any] = [given] if isinstance(given, Mapping) else list(given or ())
+    rows.append(statement._values or {})
+    rows += (row for several in statement._multi_values for row in several)
     for row in rows:
         for key, value in row.items():
-            name = getattr(key, "key", key)
-            value = getattr(value, "value", value)
-            if name == "ordered" and value is not False and value is not None:
+            plain = getattr(value, "value", value)
+            named = getattr(key, "key", key) == "ordered"
+            if named and not (plain is False or plain is None):
                 refuse_ordered(cls, "insert")
 
 

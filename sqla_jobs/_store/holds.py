@@ -144,15 +144,15 @@ def _change(
         wake.note(session, tables)
 
 
-def _checked_ids(ids: int | Iterable[int], verb: str) -> list[int]:
-    given = [ids] if ids is None or isinstance(ids, int) else list(ids)
-    for one in given:
+def _checked_ids(ids: Any, verb: str) -> list[int]:
+    wanted = set(ids) if isinstance(ids, Iterable) else {ids}
+    for one in wanted:
         if type(one) is not int:
             raise JobValueError(
                 f"{verb}_hold() needs ids, got {one!r}; a job has its id after"
                 " session.flush()"
             )
-    return sorted(set(given))
+    return sorted(wanted)
 
 
 @built_once
@@ -238,10 +238,11 @@ def expire_holds(
     At most `BATCH`, and none that somebody is confirming at the moment. Runners are
     woken at the commit if ordered jobs may follow.
     """
-    row = execute(session, tables, _expiring, {"limit": BATCH, "now": now}).one()
-    if row.ordered:
+    params = {"limit": BATCH, "now": now}
+    count, ordered = execute(session, tables, _expiring, params).one()
+    if ordered:
         wake.note(session, tables)
-    return int(row.count)
+    return int(count)
 
 
 @built_once
@@ -264,6 +265,4 @@ def _expiring(tables: JobTables, dialect: JobDialect) -> Executable:
         .cte("expired")
     )
     ordered = func.count().filter(expired.c.ordered)
-    return select(func.count().label("count"), ordered.label("ordered")).select_from(
-        expired
-    )
+    return select(func.count(), ordered).select_from(expired)

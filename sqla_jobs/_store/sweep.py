@@ -211,7 +211,7 @@ def stage(
     """
     check_limit(limit)
     params = {"limit": limit, "now": now}
-    row = execute(session, job_tables(job_class), _staging, params).one()
+    row: Any = execute(session, job_tables(job_class), _staging, params).one()
     waits = [float(wait) for wait in (row.next_due, row.next_hold) if wait is not None]
     return Staged(
         row.count,

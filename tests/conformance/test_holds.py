@@ -106,7 +106,7 @@ def test_held_job_is_not_claimed(
 @pytest.mark.parametrize("delay_first", [True, False])
 def test_delay_counts_as_ever(session: Session, delay_first: bool) -> None:
     """Delay and hold count from the same time, in one statement."""
-    given = {"delay": DAY, "hold_for": HOUR}
+    given: dict[str, Any] = {"delay": DAY, "hold_for": HOUR}
     names = sorted(given, reverse=not delay_first)
     jobs: list[Any] = [Work(**{name: given[name] for name in names}) for _ in range(3)]
     with sent(session) as statements:
@@ -122,7 +122,7 @@ def test_delay_counts_as_ever(session: Session, delay_first: bool) -> None:
 @pytest.mark.parametrize("run_at_first", [True, False])
 def test_run_at_may_be_ahead(session: Session, run_at_first: bool) -> None:
     """A time in the future is kept for when the job is confirmed."""
-    given = {"run_at": NOW, "hold_for": HOUR}
+    given: dict[str, Any] = {"run_at": NOW, "hold_for": HOUR}
     names = sorted(given, reverse=run_at_first)
     job: Any = Work(**{name: given[name] for name in names})
     session.add(job)

@@ -482,7 +482,9 @@ def _fence_any(session: Session, rand: random.Random, jobs: list[int]) -> None:
 
 def _hold_any(session: Session, rand: random.Random, jobs: list[int]) -> None:
     now = NOW + rand.random() * DAY
-    verb = rand.choice([confirm_hold, abort_hold, partial(extend_hold, for_=LEASE)])
+    verb: Any = rand.choice(
+        [confirm_hold, abort_hold, partial(extend_hold, for_=LEASE)]
+    )
     with suppress(HoldExpired):
         verb(session, Job, rand.sample(jobs, rand.randint(1, 3)), now=now)
     if rand.random() < 0.3:

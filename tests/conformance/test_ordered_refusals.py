@@ -136,6 +136,7 @@ def test_query_refuses_ordered_jobs(
     assert enqueue_select(session, cls, rows, {"ordered": False}) == 3
 
 
+TABLE: Any = Job.__table__
 RAW = {"kind": "send", "ordered": True}
 
 
@@ -147,10 +148,10 @@ RAW = {"kind": "send", "ordered": True}
         (insert(Send).values(ordered=True), None),
         (insert(Send).values([RAW, {**RAW, "ordered": False}]), None),
         (insert(Send).values(ordered=true()), None),
-        (insert(Job.__table__).values(RAW), None),
-        (insert(Job.__table__), [RAW]),
+        (insert(TABLE).values(RAW), None),
+        (insert(TABLE), [RAW]),
         (
-            insert(Job.__table__).from_select(
+            insert(TABLE).from_select(
                 ["kind", "ordered"], select(literal("send"), true())
             ),
             None,
@@ -162,7 +163,7 @@ def test_raw_insert_of_ordered_jobs_is_refused(
     db: Engine, statement: Any, rows: Any
 ) -> None:
     """It takes no lock, so it might overtake; with `install` it is an error."""
-    made = install(sessionmaker(db, class_=type("Installed", (Session,), {})))
+    made: Any = install(sessionmaker(db, class_=type("Installed", (Session,), {})))
     with made() as session:
         with pytest.raises(JobValueError, match="takes no ordered jobs"):
             session.execute(statement, rows)
@@ -171,10 +172,10 @@ def test_raw_insert_of_ordered_jobs_is_refused(
 
 def test_raw_insert_of_others_is_not_refused(db: Engine) -> None:
     """What says that it is not ordered passes."""
-    made = install(sessionmaker(db, class_=type("Installed", (Session,), {})))
+    made: Any = install(sessionmaker(db, class_=type("Installed", (Session,), {})))
     with made() as session:
         session.execute(insert(Send), [{"ordered": False}, {"ordered": False}])
         session.execute(insert(Send).values(kind="send", ordered=False))
-        session.execute(insert(Job.__table__).values({**RAW, "ordered": False}))
+        session.execute(insert(TABLE).values({**RAW, "ordered": False}))
 
         assert session.scalar(select(func.count(Job.id))) == 4

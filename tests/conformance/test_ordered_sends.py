@@ -282,12 +282,12 @@ def test_repeatable_read_sends_in_order_too(db: Engine) -> None:
 
 def test_jobs_of_all_shapes_keep_the_order_of_add(session: Session) -> None:
     """Kinds, columns and tables make no difference; other jobs may be moved."""
-    makers: list[Callable[[int], Job]] = [
+    makers: list[Callable[[int], Any]] = [
         lambda n: Step(number=n, channel="a"),
         lambda n: Step(number=n, channel="b", delay=timedelta(hours=1)),
         lambda n: Send(number=n, channel="a", ordered=True, tags=["x"]),
         lambda n: Report(channel="a", title="x"),
-        lambda n: Report(channel="b", priority=n),
+        lambda n: Report(channel="b", priority=n, title=None),
         lambda n: Send(number=n, channel="a"),
     ]
     rand = random.Random(1)

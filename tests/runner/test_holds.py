@@ -28,7 +28,8 @@ def test_confirmed_job_runs_at_once(kit: Kit) -> None:
     ran = note_runs(kit)
     (job,) = kit.add(Task(n=1, hold_for=HOUR))
     kit.run(poll=POLL)
-    kit.until_state(*kit.add(Task(n=2)), "completed")
+    (other,) = kit.add(Task(n=2))
+    kit.until_state(other, "completed")
     assert kit.job(job).state == "held"
 
     with kit.Session.begin() as session:
@@ -58,7 +59,8 @@ def test_next_of_an_ordered_channel_runs_when_the_hold_ends(kit: Kit) -> None:
         Task(n=4, ordered=True),
     )
     kit.run(poll=POLL)
-    kit.until_state(*kit.add(Task(n=0)), "completed")
+    (other,) = kit.add(Task(n=0))
+    kit.until_state(other, "completed")
     with kit.Session.begin() as session:
         confirm_hold(session, Task, confirmed)
     kit.until_state(confirmed, "completed")
