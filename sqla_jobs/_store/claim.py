@@ -158,7 +158,7 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
     tables: JobTables,
     *,
     kinds: Sequence[str],
-    queues: Mapping[Subscription, int] | None,
+    queues: Mapping[Any, int] | None,
     limit: int,
     lease: timedelta,
     runner_id: UUID,
