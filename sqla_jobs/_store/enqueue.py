@@ -284,8 +284,12 @@ class _Writer:
         if timed:
             now = read_clock(self.session, self.tables)
             for row in timed:
-                made = times(row.columns, now, delay=row.delay, hold_for=row.hold_for)
-                row.columns.update(made)
+                columns, delay, hold_for = row.columns, row.delay, row.hold_for
+                try:
+                    made = times(columns, now, delay=delay, hold_for=hold_for)
+                except JobValueError as exc:
+                    raise JobValueError(f"row {row.number}: {exc}") from exc
+                columns.update(made)
 
     def _write_group(self, rows: Sequence[Row]) -> None:
         if self.shape.table is not self.tables.table:

@@ -199,8 +199,8 @@ def test_bulk_holds_jobs(session: Session, copy_threshold: int | None) -> None:
     )
     assert sorted(states(session)) == ["available"] * 2 + ["scheduled"] * 4
     past = {"hold_for": HOUR, "run_at": datetime(2020, 1, 1, tzinfo=UTC)}
-    with pytest.raises(JobValueError, match="has passed"):
-        enqueue_many(session, Work, [past])
+    with pytest.raises(JobValueError, match=r"row 1: hold_for .* has passed"):
+        enqueue_many(session, Work, [{}, past])
 
 
 @pytest.mark.parametrize("value", [HOUR, func.make_interval(0, 0, 0, 0, 1)])
