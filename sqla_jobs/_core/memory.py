@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-LOOKS = 2_000
+LOOKS = 500
 """Most heads that one claim looks at in vain."""
 
-LOOKS_PER_SECOND = 10_000
-"""Most heads that claims look at in vain for long: a tenth of the time, or so."""
-
-FEWEST_LOOKS = 50
-"""A claim with fewer looks left takes none."""
+PATIENCE = 8
+"""So many times as long as looks in vain took, no others are taken."""
 
 HOPELESS = 20_000
 """So many looks in vain, one after the other, end the haste."""
@@ -40,27 +37,34 @@ class Memory:
     after: dict[str, Channel] = field(default_factory=dict)
     freed: set[Channel] = field(default_factory=set)
     crowded: bool = False
-    _looks: float = LOOKS
-    _looked_at: float = float("-inf")
+    _look_at: float = float("-inf")
     _vain: int = 0
     _rests: dict[str, float] = field(default_factory=dict)
     _again: float | None = None
 
     # Heads of ordered channels
 
-    def looks(self, now: float) -> int:
-        """Return how many heads may be looked at in vain; few are none."""
-        passed = now - self._looked_at
-        self._looks = min(LOOKS, self._looks + passed * LOOKS_PER_SECOND)
-        self._looked_at = now
-        return int(self._looks) if self._looks >= FEWEST_LOOKS else 0
+    def may_look(self, now: float) -> bool:
+        """Return whether it is time for looks that may be in vain."""
+        if now >= self._look_at:
+            return True
+        self.again_in(max(SOON, self._look_at - now))
+        return False
 
-    def looked(self, vain: int, *, found: int, complete: bool) -> None:
-        """Note looks *vain* and *found*, and whether there was nothing else to see."""
-        self._looks = max(0.0, self._looks - vain)
+    def looked(
+        self, now: float, seconds: float, *, vain: int, found: int, complete: bool
+    ) -> None:
+        """
+        Note looks that have taken *seconds*.
+
+        Args:
+            complete: Whether there was nothing else to look at.
+        """
+        in_vain = seconds * vain / max(1, vain + found)
+        self._look_at = now + PATIENCE * in_vain
         self._vain = 0 if found else self._vain + vain
         if not complete and self._vain < HOPELESS:
-            self.again_in(SOON)
+            self.again_in(max(SOON, PATIENCE * in_vain))
 
     def take_freed(self, wanted: Callable[[str], bool]) -> list[Channel]:
         """Return, once, the freed channels of the queues that are *wanted*."""

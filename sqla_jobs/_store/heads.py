@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.limits import Features
-from sqla_jobs._core.memory import SOON, Channel, Memory
+from sqla_jobs._core.memory import LOOKS, SOON, Channel, Memory
 from sqla_jobs._core.states import SUSPECT_CRASHES
 from sqla_jobs._core.subscriptions import Subscription, subscription_of
 from sqla_jobs._store.fair import FairAsk
@@ -163,21 +163,27 @@ def _look(
     this: _Round, starts: Mapping[str, Channel], named: Sequence[Channel]
 ) -> tuple[list[int], list[str]]:
     """Return ids of heads to take, and the chains that were gone through to the end."""
-    memory = this.memory
-    looks = memory.looks(monotonic()) if starts else 0
-    if starts and not looks:
-        memory.again_in(SOON)
+    memory, began = this.memory, monotonic()
+    # A low-level claim is one call, not one of many: it always looks.
+    if starts and this.ask.memory is not None and not memory.may_look(began):
         starts = {}
     if not starts and not named:
         return [], []
-    look = Look(starts, named, max(1, looks // max(1, len(starts))), this.plain)
+    look = Look(starts, named, max(1, LOOKS // max(1, len(starts))), this.plain)
     rows = look_at_heads(this.session, this.tables, this.ask, look)
     ids = _chosen(this, rows, at_random=memory.crowded)
+    if not starts:
+        return ids, []
     vain, ended = _note(this, look, rows, ids)
-    all_seen = len(ended) == len(starts)
     whole = all(start == START for start in starts.values())
-    # With nothing found, what is before the starts is looked at next.
-    memory.looked(vain, found=len(ids), complete=all_seen and (whole or not ids))
+    memory.looked(
+        monotonic(),
+        monotonic() - began,
+        vain=vain,
+        found=len(ids),
+        # With nothing found, what is before the starts is looked at next.
+        complete=len(ended) == len(starts) and (whole or not ids),
+    )
     return ids, ended
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 
 from sqla_jobs import JobValueError, constant, custom
 from sqla_jobs._core.limits import Bucket, QueueSettings, admitted, checked_setting
-from sqla_jobs._core.memory import HOPELESS, LOOKS, SOON, Memory
+from sqla_jobs._core.memory import HOPELESS, PATIENCE, SOON, Memory
 
 NOW = datetime(2050, 6, 1, 12, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -110,7 +111,9 @@ BAD: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "text"), BAD, ids=repr)
+@pytest.mark.parametrize(
+    ("name", "value", "text"), BAD, ids=[f"{name} {text}" for name, _, text in BAD]
+)
 def test_bad_setting_is_refused(name: str, value: Any, text: str) -> None:
     """The error names whose setting it is, the value, and what to give instead."""
     with pytest.raises(JobValueError, match=r"queue 'q': ") as caught:
@@ -132,32 +135,41 @@ def test_good_settings_stay_as_they_are() -> None:
 # Memory
 
 
-def test_looks_in_vain_run_out_and_come_back_with_time() -> None:
-    """What was looked at in vain is missing for a while; what was found is not."""
+def test_looks_in_vain_are_followed_by_patience() -> None:
+    """After looks in vain there are none for a multiple of the time that they took."""
     memory = Memory()
-    assert memory.looks(100.0) == LOOKS
-    memory.looked(LOOKS, found=0, complete=True)
+    assert memory.may_look(100.0)
+    memory.looked(100.5, 0.5, vain=9, found=0, complete=True)
+    assert memory.take_again() is None
 
-    assert memory.looks(100.0) == 0
-    assert memory.looks(100.001) == 0  # few are none
-    assert memory.looks(100.05) in {499, 500}
-    memory.looked(0, found=9, complete=True)
-    assert memory.looks(109.0) == LOOKS
+    assert not memory.may_look(101.0)
+    assert memory.take_again() == pytest.approx(PATIENCE * 0.5 - 0.5)
+    assert memory.may_look(100.5 + PATIENCE * 0.5)
 
 
-def test_incomplete_look_is_repeated_soon_but_not_for_ever() -> None:
+def test_looks_that_found_something_cost_no_patience() -> None:
+    """Of a look's time only the part in vain counts."""
+    memory = Memory()
+    memory.looked(100.0, 0.5, vain=0, found=9, complete=True)
+    assert memory.may_look(100.0)
+    memory.looked(100.0, 0.5, vain=9, found=9, complete=True)
+    assert not memory.may_look(100.0 + PATIENCE * 0.24)
+    assert memory.may_look(100.0 + PATIENCE * 0.25)
+
+
+def test_incomplete_look_is_repeated_but_not_for_ever() -> None:
     """A claimer hurries on while there is hope; a notification gives it hope again."""
-    memory = Memory()
-    memory.looked(HOPELESS - 1, found=0, complete=False)
+    memory, look = Memory(), partial(Memory.looked, now=100.0, seconds=0.0, found=0)
+    look(memory, vain=HOPELESS - 1, complete=False)
     assert memory.take_again() == SOON
     assert memory.take_again() is None
 
-    memory.looked(1, found=0, complete=False)
+    look(memory, vain=1, complete=False)
     assert memory.take_again() is None
     memory.woke()
-    memory.looked(1, found=0, complete=False)
+    look(memory, vain=1, complete=False)
     assert memory.take_again() == SOON
-    memory.looked(1, found=0, complete=True)
+    look(memory, vain=1, complete=True)
     assert memory.take_again() is None
 
 
