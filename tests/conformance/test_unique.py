@@ -157,6 +157,17 @@ def test_final_job_frees_its_key(session: Session, state: JobState) -> None:
     assert states(session) == [state, "available"]
 
 
+def test_new_final_job_needs_no_key(session: Session) -> None:
+    """A job that is added as history, already final, is nobody's duplicate."""
+    committed(session, Ping(unique_key="k"))
+    old = Ping(unique_key="k")
+    old.state = "completed"
+    session.add_all([old])
+    session.commit()
+
+    assert states(session) == ["available", "completed"]
+
+
 @pytest.mark.parametrize("policy", ["skip", "return"])
 def test_skipped_job_leaves_the_session(session: Session, policy: str) -> None:
     """It is not inserted and knows in whose favour; an inserted one knows of none."""
@@ -296,8 +307,9 @@ def test_more_than_a_thousand_keys_take_one_lock(
     session.add_all(Ping(unique_key=f"{number}") for number in range(10))
     session.flush()
     few = session.scalar(counting)
-    session.add(Ping(unique_key="one more"))
-    session.flush()
+    for number in range(3):
+        session.add(Ping(unique_key=f"more {number}"))
+        session.flush()
     # The whole space is one lock, shared before and alone after.
     assert (few, session.scalar(counting)) == (11, 12)
     session.rollback()

@@ -72,6 +72,10 @@ SendInvoice(to="a", kind="other")  # error
 SendInvoice(to="a", lease_token=3)  # error
 SendInvoice(to="a", invoice_id="x")  # error
 SendInvoice(to="a", invoice=3)  # error
+SendInvoice(to="a", unique_key=3)  # error
+SendInvoice(to="a", fingerprint=3)  # error
+SendInvoice(to="a", on_conflict=True)  # error
+SendInvoice(to="a", duplicate_of=3)  # error
 DataSend()  # error
 DataSend(to=3)  # error
 DataSend(to="a", size="x")  # error

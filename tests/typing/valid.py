@@ -146,6 +146,8 @@ SendInvoice(
     meta={"trace": "x"},
 )
 SendInvoice(to="a", delay=timedelta(seconds=3))
+SendInvoice(to="a", unique_key="k", fingerprint="f", on_conflict="skip")
+assert_type(job.duplicate_of, int | None)
 SendFast(to="a", speed=3.0)
 Import(path="/x")
 Import()
