@@ -64,7 +64,7 @@ def construct(job: Any, values: dict[str, Any]) -> None:
     """
     plan = plan_of(type(job))
     # One that has a kind already is a job that is done elsewhere.
-    if plan.is_root and "kind" not in job.__dict__:
+    if plan.is_root and job.__dict__.get("kind") is None:
         raise TypeError(
             f"{type(job).__name__} makes the job table but is no kind of job; construct"
             " a subclass of it"
