@@ -16,7 +16,7 @@ from sqla_jobs import JobValueError
 from tests.conformance.factories import Base, Elsewhere
 from tests.drivers.portal import portal
 
-CORE = {"test_settle", "test_enqueue_many"}
+CORE = {"test_settle", "test_enqueue_many", "test_ordered_ids"}
 """The modules whose tests run on several drivers; --driver runs all of them on one."""
 
 
