@@ -34,6 +34,7 @@ from sqla_jobs._core.subscriptions import read_label, subscription_of
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import built_once, execute, literal_states, word
 from sqla_jobs._store.take import claimable
+from sqla_jobs._store.target import checked_ids
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
 
@@ -87,7 +88,7 @@ def explain(
 def _id_of(job: Any, job_id: Any) -> int:
     if isinstance(job, type):
         if type(job_id) is int:
-            return job_id
+            return checked_ids(job_id)[0]
         raise JobValueError(
             f"explain(session, {job.__name__}, ...) needs the id of a job, got"
             f" {job_id!r}"

@@ -147,18 +147,3 @@ def _reading(tables: JobTables, _dialect: JobDialect) -> Executable:
     job = tables.table.c
     found = select(*(job[name] for name in COLUMN_ORDER))
     return found.where(job.id == bind("job", BigInteger()))
-
-
-def read_attempts(
-    session: Session, tables: JobTables, job_id: int
-) -> list[dict[str, Any]]:
-    """Return the attempts of a job that left a row, oldest first."""
-    found = execute(session, tables, _reading_attempts, {"job": job_id})
-    return [dict(row) for row in found.mappings()]
-
-
-@built_once
-def _reading_attempts(tables: JobTables, _dialect: JobDialect) -> Executable:
-    attempt = tables.attempts.c
-    mine = attempt.job_id == bind("job", BigInteger())
-    return select(tables.attempts).where(mine).order_by(attempt.lease_token)

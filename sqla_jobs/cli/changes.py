@@ -15,7 +15,7 @@ from sqla_jobs._store.listing import Filter, count_jobs, find_ids, list_jobs
 from sqla_jobs._store.operate import request_cancel, requeue
 from sqla_jobs._store.retention import purge
 from sqla_jobs.cli.database import Database, on_database
-from sqla_jobs.cli.filters import final_filter, limited, live_filter
+from sqla_jobs.cli.filters import JOB_ID, final_filter, limited, live_filter
 from sqla_jobs.cli.jobs import print_jobs
 from sqla_jobs.cli.output import as_json, counted, print_json
 
@@ -54,7 +54,7 @@ def careful(function: Command) -> Command:
 
 
 @click.command("retry")
-@click.argument("ids", metavar="[ID]...", type=int, nargs=-1)
+@click.argument("ids", metavar="[ID]...", type=JOB_ID, nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All dead letters, or see --state.")
 @final_filter
 @click.option(
@@ -96,7 +96,7 @@ def retry(
 
 
 @click.command("cancel")
-@click.argument("ids", metavar="[ID]...", type=int, nargs=-1)
+@click.argument("ids", metavar="[ID]...", type=JOB_ID, nargs=-1)
 @click.option("--all", "every", is_flag=True, help="All jobs that have not ended.")
 @live_filter
 @click.option("--unique-key", metavar="TEXT", help="The live job with this key.")

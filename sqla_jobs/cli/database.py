@@ -60,6 +60,8 @@ class Database:
             return self._run(work)
         except JobValueError as exc:
             raise click.UsageError(str(exc)) from exc
+        except UnicodeEncodeError as exc:  # an argument that is no text
+            raise click.UsageError(f"not UTF-8: {exc.object!r}") from exc
         except SqlaJobsError as exc:
             raise RuntimeFailure(str(exc)) from exc
         except (SQLAlchemyError, OSError) as exc:

@@ -13,6 +13,7 @@ from sqla_jobs._core.states import FINAL, LIVE, JobState
 from sqla_jobs._store.listing import Filter
 
 Command = Callable[..., Any]
+JOB_ID = click.IntRange(1, 2**63 - 1)
 
 
 def read_time(text: str) -> datetime:
@@ -109,7 +110,7 @@ def limited(function: Command) -> Command:
     )
     before = click.option(
         "--before",
-        type=int,
+        type=JOB_ID,
         metavar="ID",
         help="Only jobs with lower ids: the next page.",
     )

@@ -13,17 +13,17 @@ import click
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.explanation import Explanation, Why
+from sqla_jobs._store.dead import history
 from sqla_jobs._store.enqueue_kind import make_job
 from sqla_jobs._store.explain import explain
 from sqla_jobs._store.listing import (
     Filter,
     list_jobs,
-    read_attempts,
     read_job,
 )
 from sqla_jobs.cli.database import Database, on_database
 from sqla_jobs.cli.errors import RuntimeFailure
-from sqla_jobs.cli.filters import job_filter, limited, read_time
+from sqla_jobs.cli.filters import JOB_ID, job_filter, limited, read_time
 from sqla_jobs.cli.output import (
     as_json,
     print_facts,
@@ -81,7 +81,7 @@ def list_command(
 
 
 @click.command("show")
-@click.argument("job_id", metavar="ID", type=int)
+@click.argument("job_id", metavar="ID", type=JOB_ID)
 @click.option(
     "--payload",
     is_flag=True,
@@ -102,15 +102,17 @@ def show(database: Database, *, job_id: int, payload: bool, as_json: bool) -> No
     found = database.run(
         lambda session: (
             read_job(session, database.tables, job_id),
-            read_attempts(session, database.tables, job_id),
+            history(session, database.root, job_id),
         )
     )
     row, attempts = found
     if row is None:
         raise no_such(job_id)
-    job = dict(row) if payload else _without_secrets(row)
+    job = row if payload else _without_secrets(row)
     if as_json:
-        print_json({**job, "attempts": [dict(one) for one in attempts]})
+        names = database.tables.attempts.c.keys()
+        tried = [{name: getattr(one, name) for name in names} for one in attempts]
+        print_json({**job, "attempts": tried})
         return
     print_facts(job)
     if attempts:
@@ -128,14 +130,14 @@ def _without_secrets(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _print_attempts(attempts: Sequence[Mapping[str, Any]]) -> None:
+def _print_attempts(attempts: Sequence[Any]) -> None:
     columns = ("attempt", "started_at", "finished_at", "outcome", "error")
     rows = [
-        (a["number"], a["started_at"], a["finished_at"], a["outcome"], a["error"])
-        for a in attempts
+        (one.number, one.started_at, one.finished_at, one.outcome, one.error)
+        for one in attempts
     ]
     print_table(columns, rows, empty="")
-    if text := attempts[-1]["traceback"]:
+    if text := attempts[-1].traceback:
         click.echo(f"\n{printable(text.rstrip(), keep=chr(10))}")
 
 
@@ -147,7 +149,7 @@ def no_such(job_id: int) -> RuntimeFailure:
 
 
 @click.command("explain")
-@click.argument("job_id", metavar="ID", type=int)
+@click.argument("job_id", metavar="ID", type=JOB_ID)
 @as_json
 @on_database
 def explain_command(database: Database, *, job_id: int, as_json: bool) -> None:

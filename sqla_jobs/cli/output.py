@@ -11,7 +11,6 @@ from io import StringIO
 from typing import Any
 
 import click
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,8 +24,8 @@ as_json = click.option(
 
 
 def print_json(value: Any) -> None:
-    """Print *value*; times are ISO 8601, durations seconds, bytes base64."""
-    click.echo(json.dumps(value, default=_plain, ensure_ascii=False, indent=2))
+    """Print *value* in ASCII; times are ISO 8601, durations seconds, bytes base64."""
+    click.echo(json.dumps(value, default=_plain, indent=2))
 
 
 def _plain(value: Any) -> Any:
@@ -45,7 +44,7 @@ def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str
 ) -> None:
     """Print rows under the names of their columns; *empty* where there are none."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
         table.add_column(name, overflow="fold")
     for row in rows:

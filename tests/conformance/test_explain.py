@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, delete, insert, literal, select, text
+from sqlalchemy import Engine, delete, insert, literal, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_jobs import Explanation, JobState, JobValueError, Runner, Why, explain
@@ -386,15 +386,18 @@ def test_dead_head_blocks_where_the_queue_says_so(session: Session) -> None:
     before = add_ordered(session)
     dead = add_ordered(session, "discarded")
     job = add_ordered(session)
+    add_queue(session)
     assert codes(session, job) == [Why.ORDERED_BEHIND]
 
-    add_queue(session, on_discard="block")
+    session.execute(update(TABLES.queues).values(on_discard="block"))
 
     assert codes(session, before) == [Why.WAITING]
     assert codes(session, job) == [Why.ORDERED_BEHIND, Why.BLOCKED]
     change(session, before, state="completed")
     found = why(session, job)
+    last = add_ordered(session)
     assert (found.code, found.also) == (Why.BLOCKED, ())
+    assert codes(session, last) == [Why.BLOCKED, Why.ORDERED_BEHIND]
     assert found.text.startswith(f"job {dead}, earlier in its ordered channel")
 
 
@@ -421,8 +424,9 @@ def test_limit_of_the_queue_names_who_holds_the_slots(session: Session) -> None:
 @pytest.mark.usefixtures("alive")
 def test_limit_of_the_channel_is_its_own(session: Session) -> None:
     """Only running jobs of the same channel count, and are named."""
-    add_queue(session, max_running_per_channel=1, max_running=9)
-    make_job(session, state="running", channel="b")
+    add_queue(session, max_running_per_channel=1, max_running=99)
+    for _ in range(6):
+        make_job(session, state="running", channel="b")
     held = make_job(session, state="running", channel="c")
 
     assert codes(session, make_job(session, channel="d")) == [Why.WAITING]
@@ -540,16 +544,17 @@ def test_explain_takes_a_job_too(session: Session) -> None:
         ((Job,), "needs the id of a job, got None"),
         ((Job, "7"), "needs the id of a job, got '7'"),
         ((Job, True), "needs the id of a job, got True"),
+        ((Job, 2**63), "ids must be integers, got 9223372036854775808"),
         ((Work(), 7), "takes a job, or a class and an id"),
         ((Work(),), "has no id yet; flush the session first"),
     ],
-    ids=["no id", "text", "bool", "both", "pending"],
+    ids=["no id", "text", "bool", "huge", "both", "pending"],
 )
 def test_explain_refuses_what_is_no_job(
     session: Session, args: tuple[Any, ...], told: str
 ) -> None:
     """The error has the value and says what to give."""
-    with pytest.raises(JobValueError, match=r"explain|no id yet") as caught:
+    with pytest.raises(JobValueError, match=r"explain|ids must|no id yet") as caught:
         explain(session, *args)
 
     assert told in str(caught.value)

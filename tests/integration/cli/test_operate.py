@@ -213,7 +213,7 @@ def test_list_shows_the_newest_first(
     assert ids("--before", new) == [old]
     assert ids("-q", "none") == []
     done = do("list", "-r", runner)
-    assert [line.split()[0] for line in done.output.splitlines()[2:]] == [
+    assert [line.split()[0] for line in done.output.splitlines()[1:]] == [
         str(one) for one in (other, new, old)
     ]
     assert "mail/c" in done.output
@@ -233,7 +233,11 @@ def test_empty_list_is_a_success(jobs: Session, do: Do, data: Data) -> None:
         (["list", "--state", "dead"], "'dead' is not one of 'scheduled', 'available'"),
         (["list", "--limit", "0"], "0 is not in the range"),
         (["retry", "--state", "running", "--all"], "'running' is not one of"),
-        (["show", "x"], "'x' is not a valid integer"),
+        (["show", "x"], "'x' is not a valid"),
+        (["show", "9" * 20], "99999999999999999999 is not in the range"),
+        (["retry", "0"], "0 is not in the range"),
+        (["list", "-q", "\udcff"], r"not UTF-8: '\udcff'"),
+        (["queues", "pause", "\udcff"], r"name='\udcff' holds a lone surrogate"),
         (["retry"], "name jobs by their ids or by filters"),
         (["cancel"], "name jobs by their ids or by filters"),
         (["cancel", "1", "--all"], "by their ids or by filters, not both"),
