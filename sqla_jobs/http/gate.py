@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 
 from sqla_jobs._dialects import dialect_of
+from sqla_jobs._store.base import naming_missing_tables
 from sqla_jobs.errors import JobValueError, SchemaMismatch
 from sqla_jobs.http.problems import Refused
 from sqla_jobs.models import JobTables
@@ -45,6 +46,7 @@ class Gate:
             )
         self._factory: Any = session_factory
         self.is_async = "async_sessionmaker" in kinds
+        self._tables = tables
         self._dialect = dialect_of(self._bind(tables))
 
     async def run(self, work: Callable[[Session], T]) -> T:
@@ -56,9 +58,11 @@ class Gate:
         """
         for attempt in range(RETRIES):
             try:
-                if self.is_async:
-                    return await self._run_async(work)
-                return await run_in_threadpool(self._run_sync, work)
+                # A flush of the ORM's tells it in the database's words only.
+                with naming_missing_tables(self._tables):
+                    if self.is_async:
+                        return await self._run_async(work)
+                    return await run_in_threadpool(self._run_sync, work)
             except (SQLAlchemyError, OSError) as exc:
                 refusal = self._refusal(exc)
                 if refusal is not None:

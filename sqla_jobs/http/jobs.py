@@ -14,10 +14,10 @@ from sqlalchemy.orm import Session
 from sqla_jobs._core.options import RAW_KIND
 from sqla_jobs._core.payloads import check_size, dump
 from sqla_jobs._core.states import FINAL
+from sqla_jobs._store.dead import history
 from sqla_jobs._store.enqueue_kind import class_of_kind, make_job, read_arguments
 from sqla_jobs._store.enqueue_one import Enqueued as Found
 from sqla_jobs._store.enqueue_one import enqueue
-from sqla_jobs._store.listing import read_attempts
 from sqla_jobs._store.operate import request_cancel, requeue
 from sqla_jobs._store.retention import purge
 from sqla_jobs.errors import JobValueError, PayloadError
@@ -25,6 +25,7 @@ from sqla_jobs.http.api import Api, plain
 from sqla_jobs.http.problems import Refused, refused_fields
 from sqla_jobs.http.schemas import (
     BIGINT,
+    AttemptRow,
     Cancelled,
     CancelRequest,
     Enqueued,
@@ -80,7 +81,11 @@ class Jobs:
     async def show(self, job_id: JobId) -> dict[str, Any]:
         """Return a job with its data and the attempts that did not complete."""
         row = await self._api.row(job_id)
-        read = partial(read_attempts, tables=self._api.tables, job_id=job_id)
+
+        def read(session: Session) -> list[AttemptRow]:
+            found = history(session, self._root, job_id)
+            return [AttemptRow.model_validate(one) for one in found]
+
         return {**plain(row), "attempts": await self._api.gate.run(read)}
 
     async def status(self, job_id: JobId) -> dict[str, Any]:

@@ -314,6 +314,8 @@ class JobRow(JobStatus):
 class AttemptRow(BaseModel):
     """An attempt that did not complete."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     number: int
     started_at: datetime | None
     finished_at: datetime
