@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, overload
 
+from sqlalchemy import inspect
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.clock import SystemClock
@@ -15,7 +16,7 @@ from sqla_jobs._core.states import FINAL, JobState
 from sqla_jobs._store.counts import JobStatus, status_of
 from sqla_jobs._store.target import checked_ids
 from sqla_jobs.errors import JobNotFound, JobValueError
-from sqla_jobs.models import JobTables, job_tables, known_roots
+from sqla_jobs.models import JobMixin, JobTables, job_tables, known_roots
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -28,7 +29,7 @@ GROWTH = 1.5
 @overload
 def wait(
     session_factory: Callable[[], Session],
-    job_id: int,
+    job_id: int | JobMixin,
     timeout: timedelta,
     *,
     job_class: type[Any] | None = None,
@@ -38,7 +39,7 @@ def wait(
 @overload
 def wait(
     session_factory: Callable[[], AsyncSession],
-    job_id: int,
+    job_id: int | JobMixin,
     timeout: timedelta,
     *,
     job_class: type[Any] | None = None,
@@ -47,7 +48,7 @@ def wait(
 ) -> Coroutine[Any, Any, JobStatus]: ...
 def wait(
     session_factory: Callable[[], Any],
-    job_id: int,
+    job_id: int | JobMixin,
     timeout: timedelta,
     *,
     job_class: type[Any] | None = None,
@@ -57,16 +58,16 @@ def wait(
     """
     Wait until a committed job has ended, and return its status.
 
-    With an async_sessionmaker: ``await wait(AsyncSession, job.id, timeout)``. The job's
+    With an async_sessionmaker: ``await wait(AsyncSession, job, timeout)``. The job's
     row is read again and again, first after 20 ms, then ever more rarely; in between no
     connection is held. An archived job is found in the archive.
 
     Args:
         session_factory: A sessionmaker or async_sessionmaker.
-        job_id: The id of a job whose transaction has committed.
+        job_id: The id of a job whose transaction has committed, or the job itself.
         timeout: The longest wait; zero looks once.
-        job_class: The root class, or any class under it; needed only if the process
-            has several root classes.
+        job_class: The root class, or any class under it; needed only with an id, in a
+            process that has several root classes.
         until: The states that end the wait; default the final ones, which always do.
         poll: The longest time between two looks. Default 500 ms.
 
@@ -77,8 +78,8 @@ def wait(
         MissingTables: If the job tables are not there.
     """
     watch = _Watch(
-        tables=_tables_of(job_class),
-        job_id=checked_ids(job_id)[0],
+        tables=_tables_of(type(job_id) if isinstance(job_id, JobMixin) else job_class),
+        job_id=_id_of(job_id),
         until=_states(until),
         timeout=_seconds("timeout", timeout),
         poll=_seconds("poll", poll) or LONGEST_PAUSE.total_seconds(),
@@ -170,6 +171,17 @@ def _opener(session_factory: Any) -> Callable[[], Any]:
     if not callable(opened):
         raise JobValueError(f"wait() needs a sessionmaker, got {session_factory!r}")
     return opened  # type: ignore[no-any-return]
+
+
+def _id_of(job: Any) -> int:
+    if not isinstance(job, JobMixin):
+        (number,) = checked_ids(job)
+        return number
+    # Also of an instance whose attributes have expired with its session.
+    identity = inspect(job).identity
+    if identity is None:
+        raise JobValueError(f"wait() needs a job that is committed, got {job!r}")
+    return int(identity[0])
 
 
 def _tables_of(job_class: type[Any] | None) -> JobTables:

@@ -44,11 +44,12 @@ Waiting = Callable[..., JobStatus]
 @pytest.fixture(params=["sync", "async"])
 def waiting(request: pytest.FixtureRequest, job_engine: Engine) -> Waiting:
     """Return `wait` on a sessionmaker of either kind, as an ordinary function."""
+    known: dict[str, Any] = {"job_class": Job}
     if request.param == "sync":
         maker = sessionmaker(job_engine)
-        return lambda *args, **options: wait(maker, *args, job_class=Job, **options)
+        return lambda *args, **options: wait(maker, *args, **{**known, **options})
     return lambda *args, **options: asyncio.run(
-        _in_loop(job_engine, args, {"job_class": Job, **options})
+        _in_loop(job_engine, args, {**known, **options})
     )
 
 
@@ -160,6 +161,17 @@ def test_wait_may_be_until_another_state(
     assert waiting(job, NOTHING, until="running").state == JobState.RUNNING
     elsewhere(end, job, "cancelled")
     assert waiting(job, NOTHING, until=["completed"]).state == JobState.CANCELLED
+
+
+def test_wait_takes_the_job_itself(elsewhere: Elsewhere, waiting: Waiting) -> None:
+    """Its class says which table is meant, also when its session is gone."""
+    job = Send()
+    elsewhere(lambda session: session.add(job))
+
+    with pytest.raises(TimeoutError, match="is still available after 0 s"):
+        waiting(job, NOTHING, job_class=None)
+    with pytest.raises(JobValueError, match="needs a job that is committed, got <Send"):
+        waiting(Send(), NOTHING)
 
 
 def test_archived_job_is_answered(elsewhere: Elsewhere, waiting: Waiting) -> None:
