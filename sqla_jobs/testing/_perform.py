@@ -108,12 +108,13 @@ def perform(
     is kept or rolled back as its outcome asks.
 
     Args:
-        job: With an async handler, or an AsyncSession: ``await perform(job)``.
+        job: With an async handler, or an AsyncSession: ``await perform(job)``. A batch
+            handler gets it alone; `acquire` is not asked.
         session: The test's session. Default None.
         attempt: ``ctx.attempt``, 1 or more. Default 1.
         state: ``ctx.state``. Default what the job has saved.
         resources: For the handler, as ``ctx.resources``.
-        middleware: As a runner's.
+        middleware: As a runner's; not called for a batch handler.
 
     Returns:
         The `Complete`, `Retry`, `Snooze`, `Cancel` or `Discard` that the handler
@@ -238,6 +239,7 @@ class _Performance:
                     _ = ctx.session
                 outcome = _outcome(self.call(attempt.job, ctx))
                 if attempt.used:
+                    attempt.one_commit = False  # this is the one
                     ctx.session.connection(bind_arguments=bind_arguments(attempt))
                     ctx.session.commit()
             except Outcome as raised:
@@ -269,6 +271,7 @@ class _Performance:
                     _ = ctx.session
                 outcome = _outcome(await self.call(attempt.job, ctx))
                 if attempt.used:
+                    attempt.one_commit = False  # this is the one
                     await ctx.session.connection(bind_arguments=bind_arguments(attempt))
                     await ctx.session.commit()
             except Outcome as raised:
