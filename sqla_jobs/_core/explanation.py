@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from sqla_jobs._core.limits import Bucket, QueueSettings
+from sqla_jobs._core.options import RAW_KIND
 from sqla_jobs._core.states import JobState
 
 
@@ -391,9 +392,10 @@ def in_line(job: Any, ahead: int, most: int, *, where: str) -> Reason:
     if ahead:
         verb = "comes" if ahead == 1 else "come"
         text = f"{count(ahead, most, 'job')} of {where} {verb} first"
-    return Reason(
-        Why.WAITING, f"{text}; a runner takes it when a slot is free", details
-    )
+    then = "a runner takes it when a slot is free"
+    if job.kind == RAW_KIND:
+        then = "a worker takes it that asks for such jobs"
+    return Reason(Why.WAITING, f"{text}; {then}", details)
 
 
 def count(number: int, most: int, noun: str) -> str:

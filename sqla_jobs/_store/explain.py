@@ -29,6 +29,7 @@ from sqlalchemy.orm import Session
 from sqla_jobs._core import explanation as say
 from sqla_jobs._core.explanation import Explanation, Reason
 from sqla_jobs._core.limits import Bucket, QueueSettings
+from sqla_jobs._core.options import RAW_KIND
 from sqla_jobs._core.states import FINAL, SUSPECT_CRASHES, JobState
 from sqla_jobs._core.subscriptions import read_label, subscription_of
 from sqla_jobs._dialects import JobDialect, bind
@@ -56,7 +57,7 @@ def explain(
     Tell why a job is not running, or who runs it; reads only.
 
     A handful of statements, whatever the size of the queue: one for a job that has
-    ended, four at most for others. It tells what the database shows: whether a process
+    ended, five at most for others. It tells what the database shows: whether a process
     that should run jobs hangs, or its slots are all taken, no row says.
 
     Args:
@@ -221,6 +222,8 @@ def _nobody(runners: Sequence[Any], now: datetime) -> list[Reason]:
 
 def _unserved(row: Any, runners: Sequence[Any]) -> list[Reason]:
     """Return why no runner that is alive would claim the job, if so."""
+    if row.kind == RAW_KIND:
+        return []  # for workers without a runner, who leave no row
     nobody = _nobody(runners, row.now)
     if nobody:
         return nobody

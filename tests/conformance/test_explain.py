@@ -305,6 +305,18 @@ def test_explain_reads_what_a_runner_writes(
         savepoint.rollback()
 
 
+def test_raw_job_needs_no_runner(session: Session) -> None:
+    """Jobs without a class are for workers who leave no row; a pause holds them too."""
+    job = make_job(session, kind="raw")
+
+    found = why(session, job)
+
+    assert (found.code, found.also) == (Why.WAITING, ())
+    assert found.text.endswith("; a worker takes it that asks for such jobs")
+    add_queue(session, paused=True)
+    assert codes(session, job) == [Why.PAUSED]
+
+
 @pytest.mark.usefixtures("alive")
 def test_paused_queue_is_told(session: Session) -> None:
     """A queue that an operator paused."""
