@@ -192,9 +192,10 @@ def _looks_ready(
     queue must be nobody else's.
     """
     queue, dead_job = tables.queues.c, tables.table.alias("dead")
-    running, dead = tables.table.alias("running").c, dead_job.c
-    blocked = (
-        exists()
+    dead = dead_job.c
+    # In the order of its index, so that no plan reads all dead letters instead.
+    blocker = (
+        select(dead.id)
         .where(
             dead.ordered,
             dead.state == word(JobState.DISCARDED),
@@ -202,20 +203,18 @@ def _looks_ready(
             dead.channel == job.channel,
             dead.id < job.id,
         )
+        .order_by(dead.id)
+        .limit(ONE)
         .correlate_except(dead_job)
+        .scalar_subquery()
     )
+    blocked = blocker.is_not(None)
     closed = or_(queue.paused, and_(queue.on_discard == word("block"), blocked))
     if plain:
         closed = or_(closed, is_managed(tables))
     conditions = [
         job.state == word(JobState.AVAILABLE),
         or_(bind("suspects", Boolean()), job.crashes < SUSPECT_CRASHES),
-        ~exists().where(
-            running.ordered,
-            running.state == word(JobState.RUNNING),
-            running.queue == job.queue,
-            running.channel == job.channel,
-        ),
         ~exists().where(queue.name == job.queue, closed),
     ]
     if not all_kinds:
@@ -241,8 +240,13 @@ def _is_subscribed(dialect: JobDialect, job: Any, shape: Shape) -> ColumnElement
 def _pick_heads(
     tables: JobTables, dialect: JobDialect, all_kinds: bool, plain: bool
 ) -> CTE:
-    """Lock those of the given ids that are ready heads."""
+    """
+    Lock those of the given ids that are ready heads.
+
+    A later job runs while the head is ready only where that was requeued meanwhile.
+    """
     job, other = tables.table.c, tables.table.alias("first").c
+    running = tables.table.alias("running").c
     first = (
         select(other.id)
         .where(
@@ -263,6 +267,12 @@ def _pick_heads(
             job.ordered,
             _looks_ready(tables, job, all_kinds=all_kinds, plain=plain),
             job.id == first,
+            ~exists().where(
+                running.ordered,
+                running.state == word(JobState.RUNNING),
+                running.queue == job.queue,
+                running.channel == job.channel,
+            ),
         )
         .order_by(job.id)
     )

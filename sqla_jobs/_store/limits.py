@@ -17,11 +17,11 @@ from typing import Any
 
 from sqlalchemy import (
     ARRAY,
+    ColumnElement,
     DateTime,
     Double,
     Executable,
     Text,
-    exists,
     func,
     or_,
     select,
@@ -34,7 +34,7 @@ from sqla_jobs._core.limits import Bucket, QueueSettings
 from sqla_jobs._core.states import FINAL, JobState
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import built_once, execute, literal_states, word
-from sqla_jobs._store.take import claimable, is_managed
+from sqla_jobs._store.take import is_managed
 from sqla_jobs.models import JobTables
 
 _SETTINGS = tuple(QueueSettings.__dataclass_fields__)
@@ -84,9 +84,8 @@ def _open_queue(row: Any) -> OpenQueue:
 
 @built_once
 def _opening(tables: JobTables, dialect: JobDialect) -> Executable:
-    queue, job = tables.queues.c, tables.table.c
+    queue = tables.queues.c
     limits = (queue.max_running, queue.max_running_per_channel, queue.rate_limit)
-    ordered = job.ordered & job.state.not_in(literal_states(FINAL))
     wanted = (
         select(
             *(queue[name] for name in _SETTINGS),
@@ -96,10 +95,7 @@ def _opening(tables: JobTables, dialect: JobDialect) -> Executable:
             queue.name == func.any(bind("names", ARRAY(Text()))),
             is_managed(tables),
             ~queue.paused,
-            or_(
-                exists().where(job.queue == queue.name, claimable(tables)),
-                exists().where(job.queue == queue.name, ordered),
-            ),
+            has_jobs(tables, queue.name),
         )
         .cte("wanted")
     )
@@ -113,6 +109,28 @@ def _opening(tables: JobTables, dialect: JobDialect) -> Executable:
     return select(wanted, locked, dialect.now().label("at")).select_from(
         wanted.outerjoin(locked, wanted.c.name == locked.c.locked_name)
     )
+
+
+def has_jobs(tables: JobTables, name: ColumnElement[str]) -> ColumnElement[bool]:
+    """
+    Return whether the queue *name* has available jobs, or ordered ones that are live.
+
+    Each is asked for in the order of its index: any other plan may read all rows.
+    """
+    job = tables.table.alias("ready").c
+    states = literal_states(FINAL)
+    ready = (
+        select(job.id)
+        .where(job.queue == name, job.state == word(JobState.AVAILABLE), ~job.ordered)
+        .order_by(job.priority.desc(), job.lane, job.run_at, job.id)
+    )
+    ordered = (
+        select(job.id)
+        .where(job.queue == name, job.ordered, job.state.not_in(states))
+        .order_by(job.channel, job.id)
+    )
+    found = [one.limit(1).scalar_subquery() for one in (ready, ordered)]
+    return or_(*(one.is_not(None) for one in found))
 
 
 def count_running(

@@ -13,12 +13,11 @@ from sqlalchemy.orm import Session
 from sqla_jobs._core.backoff import Backoff
 from sqla_jobs._core.limits import RATE_PERIOD, QueueSettings, checked_setting
 from sqla_jobs._core.options import unknown
-from sqla_jobs._core.states import FINAL
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store import wake
-from sqla_jobs._store.base import built_once, execute, literal_states
+from sqla_jobs._store.base import built_once, execute
 from sqla_jobs._store.features import read_queues
-from sqla_jobs._store.take import claimable
+from sqla_jobs._store.limits import has_jobs
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
 
@@ -135,15 +134,9 @@ def _check_known(session: Session, tables: JobTables, name: str) -> None:
 
 @built_once
 def _knowing(tables: JobTables, _dialect: JobDialect) -> Executable:
-    job, name = tables.table.c, bind("queue", Text())
-    ordered = job.ordered & job.state.not_in(literal_states(FINAL))
-    return select(
-        or_(
-            exists().where(tables.queues.c.name == name),
-            exists().where(job.queue == name, claimable(tables)),
-            exists().where(job.queue == name, ordered),
-        )
-    )
+    name = bind("queue", Text())
+    has_row = exists().where(tables.queues.c.name == name)
+    return select(or_(has_row, has_jobs(tables, name)))
 
 
 def queue_settings(session: Session, job_class: type[Any]) -> dict[str, QueueSettings]:

@@ -388,7 +388,7 @@ def test_six_claimers_never_exceed_a_limit(sessions: sessionmaker[Session]) -> N
     """With a limit of 5 no claimer ever sees more run, and all jobs are done."""
     with sessions.begin() as session:
         limit_queue(session, Job, "slow", max_running=5)
-        fill(session, 150, queue="slow")
+        fill(session, 80, queue="slow")
     gauge = Gauge()
 
     at_once([partial(work_off, sessions, gauge)] * 6, timeout=120)
@@ -403,8 +403,8 @@ def test_six_claimers_keep_each_channel_below_its_limit(
     with sessions.begin() as session:
         limit_queue(session, Job, "slow", max_running=5, max_running_per_channel=2)
         for channel in "abcd":
-            fill(session, 20, queue="slow", channel=channel)
-            fill(session, 10, queue="slow", channel=channel, ordered=True)
+            fill(session, 10, queue="slow", channel=channel)
+            fill(session, 5, queue="slow", channel=channel, ordered=True)
     gauge = Gauge()
 
     at_once([partial(work_off, sessions, gauge)] * 6, timeout=120)
@@ -423,11 +423,11 @@ def test_six_claimers_share_the_tokens(sessions: sessionmaker[Session]) -> None:
         with sessions.begin() as session:
             return sum(taken(session, now=now, limit=3)["api"] for _ in range(3))
 
-    for number in range(8):
+    for number in range(5):
         now = NOW + number * SECOND
         begun = sum(at_once([partial(begin, now)] * 6))
-        while number_more := begin(now):
-            begun += number_more
+        while more := begin(now):
+            begun += more
         assert begun == 7
 
 
