@@ -20,6 +20,7 @@ from sqla_jobs._store.base import execute
 from sqla_jobs._store.claim import claim, claim_jobs
 from sqla_jobs._store.counts import counts
 from sqla_jobs._store.dead import dead_letters
+from sqla_jobs._store.holds import confirm_hold, expire_holds
 from sqla_jobs._store.lease import renew_many
 from sqla_jobs._store.operate import request_cancel, requeue
 from sqla_jobs._store.retention import _archiving, apply_retention
@@ -75,6 +76,8 @@ def big(job_engine: Engine) -> Iterator[Engine]:
         fill(session, 1_000, state="running", leased_until=NOW + DAY, **lease)
         fill(session, 300, state="running", leased_until=NOW - SECOND, **lease)
         fill(session, 300, state="retryable", run_at=NOW - SECOND)
+        fill(session, 300, state="held", held_until=NOW - SECOND)
+        fill(session, 2_000, state="held", held_until=NOW + DAY)
         fill(session, 300, state="completed", finished_at=NOW - 9 * DAY)
         session.commit()
         session.execute(text("ANALYZE"))
@@ -192,6 +195,32 @@ def test_rescue_reads_the_leases_index(big: Engine, mode: str) -> None:
     assert plan.indexes() == {"leases_v1_idx", "pkey"}
     assert "jobs" not in plan.scanned()
     assert plan.most_rows() <= 400  # the 300 that expired, at worst
+
+
+@EACH_PLAN
+def test_expiry_reads_the_holds_index(big: Engine, mode: str) -> None:
+    """A sweep reads the holds that are over, not the 2,000 that are not."""
+    (plan,) = plans(big, mode, lambda session: expire_holds(session, TABLES, now=NOW))
+
+    assert plan.indexes() == {"holds_v1_idx", "pkey"}
+    assert "jobs" not in plan.scanned()
+    assert plan.most_rows() <= 310
+
+
+@EACH_PLAN
+def test_confirmation_reads_by_id(big: Engine, mode: str) -> None:
+    """It looks up the ids that are given, and no other held jobs."""
+    query = text("SELECT id FROM jobs WHERE held_until > :now LIMIT 5")
+    with Session(big) as session:
+        schemas = session.connection().get_execution_options()["schema_translate_map"]
+        session.execute(text(f"SET LOCAL search_path TO {schemas[None]}"))
+        ids = list(session.scalars(query, {"now": NOW}))
+
+    (plan,) = plans(big, mode, lambda session: confirm_hold(session, Job, ids, now=NOW))
+
+    assert plan.returned == 5
+    assert plan.indexes() == {"pkey"}
+    assert "jobs" not in plan.scanned()
 
 
 @EACH_PLAN
