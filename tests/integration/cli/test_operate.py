@@ -453,6 +453,7 @@ def test_cancel_by_ids_asks_nothing(
     (ended,) = add(jobs, app.Greet, state="completed")
 
     ids = (waiting, running, ended, waiting)
+    assert data("cancel", *ids, "--dry-run") == {"count": 2}
     found = data("cancel", *ids, "--reason", "why not", "-r", runner)
 
     assert found == {
