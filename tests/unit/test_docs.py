@@ -28,6 +28,7 @@ from sqla_jobs._store.claim import DEFAULT_LEASE
 from sqla_jobs.models.construct import _SETTERS, plan_of
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+TESTS = Path(__file__).parents[1]
 FENCE = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
 WRITE = "python -m tests.unit.test_docs --write"
 
@@ -182,6 +183,20 @@ def test_every_public_name_is_in_the_reference() -> None:
     errors = re.findall(r"`(\w+)`", section(text, "Errors"))
 
     assert sorted(directives + errors) == sorted(sqla_jobs.__all__)
+
+
+def test_every_feature_is_shown_by_a_test() -> None:
+    """Each line of the table of features names a test that exists."""
+    lines = [line for line in page("features.md").splitlines() if "::" in line]
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", "\n".join(lines))
+    tests = {
+        (path.relative_to(TESTS).as_posix(), name)
+        for path in TESTS.rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)
+    }
+
+    assert len(named) == len(lines) > 70
+    assert set(named) <= tests
 
 
 def write() -> None:
