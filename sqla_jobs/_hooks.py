@@ -182,8 +182,9 @@ def install(target: _Maker) -> _Maker:
     Watch each raw ``session.execute(insert(SendInvoice), rows)`` of a sessionmaker.
 
     Such an INSERT bypasses the constructor: SQLAlchemy drops keys that are no columns,
-    and runners are not woken. With this, unknown keys raise `JobValueError` when it is
-    executed, and runners are woken at the commit. `enqueue_many` needs none of it.
+    and runners are not woken. With this, unknown keys and ordered jobs, which it could
+    not keep in order, raise `JobValueError` when it is executed, and runners are woken
+    at the commit. `enqueue_many` needs none of it.
 
     Args:
         target: A sessionmaker, async_sessionmaker, scoped session, or a Session or

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -19,6 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
+from sqla_jobs._dialects import JobDialect
 from sqla_jobs._store.locks import MOST_NAMES
 from tests.conformance.enqueue_kit import in_schema, schema_for
 from tests.conformance.factories import at_once, freed_when_awaited, sent
@@ -196,6 +198,31 @@ def test_senders_to_several_channels_do_not_deadlock(
 
     with sessions() as session:
         assert session.scalar(select(func.count(Job.id))) == 2 * ROUNDS * 6
+
+
+def test_flushes_in_opposite_orders_are_an_ordinary_deadlock(
+    sessions: sessionmaker[Session],
+) -> None:
+    """One of the two gets the database's error, as documented; the other goes on."""
+
+    def sender(*names: str) -> Callable[[], str | None]:
+        def run() -> str | None:
+            with sessions() as session:
+                try:
+                    send(session, names[0])
+                    both.wait(20)
+                    send(session, names[1])
+                    session.commit()
+                except DBAPIError as exc:
+                    return JobDialect.sqlstate(exc)
+            return None
+
+        return run
+
+    both = threading.Barrier(2)
+    answers = at_once([sender("a", "b"), sender("b", "a")])
+
+    assert set(answers) == {None, "40P01"}
 
 
 def test_tenants_do_not_wait_for_each_other(

@@ -146,6 +146,7 @@ SendInvoice(
     meta={"trace": "x"},
 )
 SendInvoice(to="a", delay=timedelta(seconds=3))
+SendInvoice(to="a", ordered=True, hold_for=timedelta(seconds=3))
 SendInvoice(to="a", unique_key="k", fingerprint="f", on_conflict="skip")
 assert_type(job.duplicate_of, int | None)
 SendFast(to="a", speed=3.0)
