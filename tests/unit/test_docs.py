@@ -192,7 +192,9 @@ def test_every_feature_is_shown_by_a_test() -> None:
     tests = {
         (path.relative_to(TESTS).as_posix(), name)
         for path in TESTS.rglob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.M)
+        for name in re.findall(
+            r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE
+        )
     }
 
     assert len(named) == len(lines) > 70
