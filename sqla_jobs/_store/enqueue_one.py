@@ -124,5 +124,4 @@ def _add(session: Session, tables: JobTables, job: Any) -> Enqueued:
 
 
 def _get(session: Session, tables: JobTables, job_id: int) -> Any | None:
-    with session.no_autoflush:
-        return session.get(tables.root, job_id)
+    return session.get(tables.root, job_id)

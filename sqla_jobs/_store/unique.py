@@ -201,16 +201,16 @@ def lock_all(session: Session, tables: JobTables) -> None:
 def _find_live(
     session: Session, tables: JobTables, groups: Sequence[Group]
 ) -> dict[str, Live]:
-    """Return who has the keys of *groups*, without those that made room."""
+    """Return who has, or had, the keys of *groups*, after waiting ones made room."""
     params = {"keys": [group.key for group in groups]}
     replacing = [group.key for group in groups if group.replaces]
-    if not replacing or any(group.clash is not None for group in groups):
+    if replacing and all(group.clash is None for group in groups):
+        refusing = [g.key for g in groups if g.refusing is not None]
+        params |= {"replacing": replacing, "refusing": refusing}
+        rows = execute(session, tables, _replacing, params)
+    else:
         rows = execute(session, tables, _finding, params)
-        return {row.unique_key: Live(row.id, row.state) for row in rows}
-    params["replacing"] = replacing
-    params["refusing"] = [g.key for g in groups if g.refusing is not None]
-    rows = execute(session, tables, _replacing, params)
-    return {row.unique_key: Live(row.id, row.state) for row in rows if not row.gone}
+    return {row.unique_key: Live(row.id, row.state) for row in rows}
 
 
 def holds_key(tables: JobTables) -> ColumnElement[bool]:
@@ -250,10 +250,8 @@ def _replacing(tables: JobTables, dialect: JobDialect) -> Executable:
     both = found.outerjoin(locked, found.c.id == locked.c.id)
     must_raise = or_(refused, and_(replaced, state == running))
     nobody = ~exists(select(literal(1)).select_from(both).where(must_raise))
-    ended = and_(waits, locked.c.id.is_(null()))
     return (
         select(found.c.unique_key, found.c.id, state.label("state"))
-        .add_columns(or_(ended, and_(replaced, nobody)).label("gone"))
         .select_from(both)
         .add_cte(_cancelling(tables, dialect, locked).where(nobody).cte("cancelled"))
     )

@@ -203,6 +203,7 @@ def test_failed_enqueue_does_not_use_up_the_key(session: Session) -> None:
 
     assert made.created
     assert not send(session, now=NOW + 2 * SECOND).created
+    assert send(session, now=NOW + 3 * SECOND).created
 
 
 def test_key_stands_for_a_duplicate(session: Session) -> None:
@@ -268,9 +269,11 @@ def test_expired_keys_are_purged(session: Session) -> None:
         send(session, f"{number}", window=(number + 1) * SECOND)
     now = NOW + 4 * SECOND
 
+    keys = select(Job.Idempotency.key).order_by(Job.Idempotency.key)
     assert purge_idempotency(session, TABLES, limit=3, now=now) == 3
+    assert session.scalars(keys).all() == ["3", "4"]
     assert purge_idempotency(session, TABLES, limit=3, now=now) == 1
-    assert session.scalars(select(Job.Idempotency.key)).all() == ["4"]
+    assert session.scalars(keys).all() == ["4"]
 
 
 def test_purge_skips_a_key_in_use(sessions: Sessions) -> None:
