@@ -15,68 +15,45 @@ import click
 from sqla_jobs.cli import options
 from sqla_jobs.cli.errors import TargetError
 from sqla_jobs.cli.logs import LEVELS, set_up_logging
-from sqla_jobs.cli.params import parse_count
 from sqla_jobs.cli.run import load_target
 from sqla_jobs.cli.settings import (
     HTTP_TOKENS,
-    Setting,
-    as_given,
-    count_of,
     folder_of,
     missing_target,
-    text_of,
     warn_of_unknown_variables,
 )
 from sqla_jobs.errors import JobValueError, SqlaJobsError
 
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
 GRACE_SECONDS = 30
-
-
-def parse_port(text: str) -> int:
-    """
-    Return the number of a port; 0 is any that is free.
-
-    Raises:
-        JobValueError: If it is none.
-    """
-    if not text.strip().isdecimal() or int(text) > 65_535:
-        raise JobValueError(f"must be a port, 0 to 65535, got {text!r}")
-    return int(text)
 
 
 @click.command("serve")
 @options.target
 @click.option(
     "--host",
-    cls=Setting,
     metavar="ADDRESS",
-    parse=as_given,
-    from_toml=text_of,
-    help="Listen on this address.  [default: 127.0.0.1]",
+    default="127.0.0.1",
+    show_default=True,
+    help="Listen on this address.",
 )
 @click.option(
     "--port",
-    cls=Setting,
     metavar="N",
-    parse=parse_port,
-    from_toml=count_of,
-    help="Listen on this port; 0 takes a free one.  [default: 8000]",
+    type=click.IntRange(0, 65_535),
+    default=8000,
+    show_default=True,
+    help="Listen on this port; 0 takes a free one.",
 )
 @click.option(
     "--tokens-file",
-    cls=Setting,
     metavar="FILE",
-    parse=Path,
-    from_toml=text_of,
+    type=click.Path(path_type=Path),
     help="Read the tokens from this file.",
 )
 @click.option(
     "--requests-per-minute",
-    cls=Setting,
     metavar="N",
-    parse=parse_count,
-    from_toml=count_of,
+    type=click.IntRange(min=1),
     help="Let each token, or else each address, make so many requests.",
 )
 @options.app_dir
@@ -91,8 +68,8 @@ def serve(
     /,
     target: str | None,
     *,
-    host: str | None,
-    port: int | None,
+    host: str,
+    port: int,
     tokens_file: Path | None,
     requests_per_minute: int | None,
     app_dir: Path | None,
@@ -121,12 +98,7 @@ def serve(
     runner = load_target(target, folder_of(ctx, app_dir))
     set_up_logging(log_level)
     app = made_app(runner, tokens, requests_per_minute)
-    listening = listen(
-        host or DEFAULT_HOST,
-        DEFAULT_PORT if port is None else port,
-        open_to_all=not tokens,
-    )
-    run_server(app, listening)
+    run_server(app, listen(host, port, open_to_all=not tokens))
 
 
 def require_http() -> None:
