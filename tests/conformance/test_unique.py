@@ -597,7 +597,8 @@ def test_async_session(engine: Engine, schema: str) -> None:
     """A flush of an AsyncSession does the same."""
 
     async def main() -> tuple[int, int | None]:
-        own = in_schema(create_async_engine(engine.url), schema)
+        url = engine.url.set(drivername="postgresql+psycopg_async")
+        own = in_schema(create_async_engine(url), schema)
         async with AsyncSession(own, expire_on_commit=False) as session:
             first = Ping(unique_key="k")
             session.add(first)
