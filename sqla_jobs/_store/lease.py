@@ -233,21 +233,3 @@ def _resolving(tables: JobTables, _dialect: JobDialect) -> Executable:
         job.id == bind("job", BigInteger()),
         job.lease_token == bind("token", BigInteger()),
     )
-
-
-def settled_states(
-    session: Session, tables: JobTables, pairs: Sequence[tuple[int, int]]
-) -> dict[tuple[int, int], JobState]:
-    """Return what `settled_state` does, of many (job id, token) pairs."""
-    params = {"job_id": [j for j, _ in pairs], "token": [t for _, t in pairs]}
-    rows = execute(session, tables, _resolving_many, params)
-    return {(job, token): JobState(state) for job, token, state in rows}
-
-
-@built_once
-def _resolving_many(tables: JobTables, dialect: JobDialect) -> Executable:
-    given = dialect.rows("given", {"job_id": BigInteger(), "token": BigInteger()})
-    job = tables.table.c
-    return select(job.id, job.lease_token, job.state).where(
-        job.id == given.c.job_id, job.lease_token == given.c.token
-    )

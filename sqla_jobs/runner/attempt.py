@@ -97,6 +97,7 @@ class Attempt(Guard):
         self.progress_sent: str | None = None  # by the heartbeat's last renewal
         self.progress_saved: str | None = None
         self.final: Settlement | None = None
+        self.fence_sent = False
         self._next_state: JobState | None = None
         self.final_state: JobState | None = None  # once committed by the handler
         self._committing: tuple[str | None, bool] | None = None

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
-from sqla_jobs._store.lease import Renewed, renew_many, settled_states
+from sqla_jobs._store.lease import Renewed, renew_many
 from sqla_jobs._store.reread import reread
 from sqla_jobs._store.settle import settle
 from sqla_jobs.errors import AttemptInterrupted
@@ -90,11 +90,6 @@ class Batch(Guard):
         return [attempt.job for attempt in self.attempts]
 
     @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """What proves that they are held: (job id, token)."""
-        return [(attempt.job_id, attempt.token) for attempt in self.attempts]
-
-    @property
     def ending(self) -> bool:
         """Whether the outcomes are known and go into the next commit."""
         return self.final is not None
@@ -116,11 +111,9 @@ class Batch(Guard):
         Return the settlements of a handler that returned *value*.
 
         Raises:
-            JobValueError: If it is no answer for these jobs; or a commit was refused,
-                though the handler hides it.
+            JobValueError: If it is no answer for these jobs.
             PayloadError: If a result is not JSON.
         """
-        super().check_open()
         outcomes = read_answer(value, self.attempts)
         return [one.returned(outcomes.get(one.job_id)) for one in self.attempts]
 
@@ -132,7 +125,6 @@ class Batch(Guard):
             AttemptInterrupted: If a lease is lost.
         """
         states = settle(connection, self.tables, self.final or [], now=self.now())
-        self.fence_sent = True
         for attempt in self.attempts:
             if attempt.job_id not in states:
                 attempt.interrupt(Interruption.LOST)
@@ -140,23 +132,9 @@ class Batch(Guard):
         self._states = states
 
     def committed(self) -> None:
-        """Note that the COMMIT took effect."""
-        self.note(self._states)
-
-    def note(self, states: Mapping[int, JobState]) -> None:
-        """Note what became of the jobs."""
-        final = {row.job_id: row for row in self.final or []}
-        for attempt in self.attempts:
-            if attempt.job_id in states:
-                attempt.final = final[attempt.job_id]
-                attempt.final_state = states[attempt.job_id]
-
-    def answered(self, states: Mapping[tuple[int, int], JobState]) -> bool:
-        """Return whether a COMMIT without an answer happened: for all, or for none."""
-        if JobState.RUNNING in states.values():
-            return False
-        self.note({job_id: state for (job_id, _), state in states.items()})
-        return True
+        """Note what became of the jobs: the COMMIT took effect."""
+        for attempt, row in zip(self.attempts, self.final or [], strict=False):
+            attempt.final, attempt.final_state = row, self._states.get(row.job_id)
 
     def renewals(self, for_: timedelta | None) -> list[Callable[[Session], Renewed]]:
         """
@@ -231,7 +209,11 @@ def fail_all(
 
 
 def rereading(rest: Sequence[Attempt]) -> Callable[[Session], dict[int, Any]]:
-    """Return what reads the jobs of *rest* afresh: those they had were rolled back."""
+    """
+    Return what reads the jobs of *rest* afresh: those they had were rolled back.
+
+    It also tells what became of a COMMIT that got no answer: it was for all or none.
+    """
     pairs = [(one.job_id, one.token) for one in rest]
     return partial(reread, tables=rest[0].tables, pairs=pairs)
 
@@ -307,20 +289,10 @@ class SyncBatches:
             return settlements
         batch.check_open()
         batch.final = [row for row in settlements if row is not None]
-        self._commit(batch, opened())
+        session = opened()
+        session.connection(bind_arguments=bind_arguments(batch))
+        session.commit()
         return [None] * len(settlements)
-
-    def _commit(self, batch: Batch, session: Session) -> None:
-        """Commit the effects and all outcomes together."""
-        try:
-            session.connection(bind_arguments=bind_arguments(batch))
-            session.commit()
-        except Exception as exc:
-            if not (batch.fence_sent and self.around.dialect.is_outage(exc)):
-                raise
-            look = partial(settled_states, tables=batch.tables, pairs=batch.pairs)
-            if not batch.answered(self._insist("a batch", look, exc)):
-                raise
 
     def _renew(self, batch: Batch, for_: timedelta | None) -> None:
         for work in batch.renewals(for_):
@@ -409,20 +381,10 @@ class AsyncBatches:
             return settlements
         batch.check_open()
         batch.final = [row for row in settlements if row is not None]
-        await self._commit(batch, opened())
+        session = opened()
+        await session.connection(bind_arguments=bind_arguments(batch))
+        await session.commit()
         return [None] * len(settlements)
-
-    async def _commit(self, batch: Batch, session: AsyncSession) -> None:
-        """Commit the effects and all outcomes together."""
-        try:
-            await session.connection(bind_arguments=bind_arguments(batch))
-            await session.commit()
-        except Exception as exc:
-            if not (batch.fence_sent and self.around.dialect.is_outage(exc)):
-                raise
-            look = partial(settled_states, tables=batch.tables, pairs=batch.pairs)
-            if not batch.answered(await self._insist("a batch", look, exc)):
-                raise
 
     async def _renew(self, batch: Batch, for_: timedelta | None) -> None:
         for work in batch.renewals(for_):

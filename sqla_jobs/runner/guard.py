@@ -20,7 +20,6 @@ class Guard:
     tables: JobTables
     session: Session | None = None
     began = False  # a transaction, since the session was handed over
-    fence_sent = False
     one_commit = False  # only the runner may commit, with the outcomes
     refused_commit: JobValueError | None = None  # once tried where it may not
 

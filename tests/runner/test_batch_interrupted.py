@@ -6,12 +6,14 @@ import asyncio
 import threading
 from datetime import timedelta
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from sqla_jobs import AttemptInterrupted
 from sqla_jobs._store.operate import request_cancel
 from sqla_jobs.runner.attempt import Interruption
+from sqla_jobs.runner.workers import Tasks
 from tests.runner.harness import LEASE, Job, Kit, Task, effects, ok, wait_for
 
 HOUR = timedelta(hours=1)
@@ -195,3 +197,20 @@ def test_batch_cancelled_by_somebody_else_is_handed_back(aio: Kit) -> None:
     rows = [aio.job(one) for one in ids]
     assert [(row.state, row.attempt) for row in rows] == [("completed", 1)] * 3
     assert sizes == [3, 3]
+
+
+async def cancelled_twice() -> int:
+    """Return how often a task is cancelled when two of its attempts are interrupted."""
+    attempts: list[Any] = [Mock(ended=False), Mock(ended=False)]
+    running = Tasks("test")
+    task = running.start(asyncio.Event().wait(), attempts)
+    await asyncio.sleep(0)
+    for attempt in attempts:
+        running.cancel(attempt)
+    await asyncio.wait([task])
+    return task.cancelling()
+
+
+def test_task_of_a_batch_is_cancelled_once() -> None:
+    """A second cancel would disturb what the first one makes it clean up."""
+    assert asyncio.run(cancelled_twice()) == 1
