@@ -135,18 +135,31 @@ def test_fair_queue_shares_a_claim_with_others(q: Session) -> None:
     assert by_ask(q, 10, q=FairAsk(2), r=FairAsk(10)) == {("q", "c"): 2, ("r", "c"): 8}
 
 
-def test_channels_at_their_limit_are_passed_over(q: Session) -> None:
+def test_slots_of_a_fair_queue_hold_over_its_channels(q: Session) -> None:
+    """More channels than slots do not make more slots."""
+    for channel in "abcdef":
+        fill(q, 3, queue="q", channel=channel)
+
+    assert by_ask(q, 10, q=FairAsk(2)) == {("q", "a"): 1, ("q", "b"): 1}
+    assert by_ask(q, 10, q=FairAsk(2)) == {("q", "c"): 1, ("q", "d"): 1}
+
+
+@pytest.mark.parametrize("limit", [5, 100])
+def test_channels_at_their_limit_are_passed_over(q: Session, limit: int) -> None:
     """A claim takes what room a channel has, and visits the next instead."""
     for number in range(50):
         fill(q, 9, queue="q", channel=f"c{number:02}")
     running = {f"c{number:02}": 3 for number in range(40)} | {"c41": 2}
-    asked = FairAsk(100, per_channel=3, running=running)
+    asked = FairAsk(limit, per_channel=3, running=running)
 
-    found = by_ask(q, 100, q=asked)
+    found = by_ask(q, limit, q=asked)
 
-    assert found.keys() == {("q", f"c{number}") for number in range(40, 50)}
-    assert found.pop(("q", "c41")) == 1
-    assert set(found.values()) == {3}
+    if limit == 5:
+        assert found == {("q", f"c{number}"): 1 for number in range(40, 45)}
+    else:
+        assert found.keys() == {("q", f"c{number}") for number in range(40, 50)}
+        assert found.pop(("q", "c41")) == 1
+        assert set(found.values()) == {3}
 
 
 @pytest.mark.parametrize(
