@@ -37,8 +37,6 @@ from sqla_jobs.models.arg import args_of
 _Maker = TypeVar("_Maker")
 
 _CHECKED = "sqla_jobs.checked"
-USED = "sqla_jobs.tables"
-"""In Session.info: the job tables that the session added to."""
 
 
 @event.listens_for(Session, "before_flush")
@@ -47,7 +45,6 @@ def _before_flush(session: Session, context: Any, instances: Any) -> None:
     new = [obj for obj in session.new if isinstance(obj, JobMixin)]
     if new:
         _enqueue(session, new)
-        session.info.setdefault(USED, set()).update(map(job_tables, new))
     for obj in session.dirty:
         if isinstance(obj, JobMixin) and _payload_changed(obj):
             validate(obj)

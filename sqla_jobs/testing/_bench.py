@@ -20,7 +20,6 @@ from sqla_jobs._core.options import unknown
 from sqla_jobs._core.outcomes import Outcome
 from sqla_jobs._core.settle import Settlement, settle_error
 from sqla_jobs._core.states import WAITING, JobState
-from sqla_jobs._hooks import USED
 from sqla_jobs._store.claim import (
     DEFAULT_LEASE,
     check_names,
@@ -45,7 +44,7 @@ from sqla_jobs.runner.execute import (
 )
 from sqla_jobs.runner.options import check_callables, choose_handlers
 from sqla_jobs.testing._clock import ManualClock
-from sqla_jobs.testing._joined import JoinedAttempt, Joint
+from sqla_jobs.testing._joined import USED, JoinedAttempt, Joint
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker

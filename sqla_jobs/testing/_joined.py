@@ -12,11 +12,10 @@ from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from sqla_jobs._dialects import JobDialect, dialect_of
-from sqla_jobs._hooks import USED
 from sqla_jobs._store.probe import is_aborted
 from sqla_jobs._store.times import CLOCK
 from sqla_jobs.errors import JobValueError, UnsupportedDialect
-from sqla_jobs.models import JobTables
+from sqla_jobs.models import JobMixin, JobTables, job_tables
 from sqla_jobs.runner.attempt import Attempt
 from sqla_jobs.runner.guard import Guard
 from sqla_jobs.runner.sessions import _attach, fenced_class
@@ -26,6 +25,15 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncSession
 
 T = TypeVar("T")
+USED = "sqla_jobs.tables"
+"""In Session.info: the job tables that the session added to."""
+
+
+@event.listens_for(Session, "before_flush")
+def _note_tables(session: Session, *_: Any) -> None:
+    new = {job_tables(obj) for obj in session.new if isinstance(obj, JobMixin)}
+    if new:
+        session.info.setdefault(USED, set()).update(new)
 
 
 def plain_session(session: Any, verb: str) -> Session | AsyncSession:
