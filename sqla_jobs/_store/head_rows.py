@@ -136,7 +136,7 @@ def _visited(
     Each queue that is asked for is a chain of its own, or all queues are one. A channel
     that is named is a chain of one look, which may be at the channel after it.
     """
-    texts = dict.fromkeys(("chain", "from_queue", "from_channel"), Text())
+    texts = {"chain": Text(), "from_queue": Text(), "from_channel": Text()}
     given = dialect.rows("given", texts).c
     first = _head(job, ready, _from(job, given, through_all=through_all))
     visited = select(
