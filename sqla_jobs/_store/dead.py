@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnExpressionArgument, Select, select
 from sqlalchemy.orm import Session
@@ -19,10 +19,12 @@ from sqla_jobs.models import job_tables
 from sqla_jobs.models.construct import check_time
 from sqla_jobs.models.support import AttemptRow
 
+T = TypeVar("T")
+
 
 def dead_letters(  # noqa: PLR0913 - one keyword per condition
     session: Session,
-    job_class: type[Any],
+    job_class: type[T],
     *,
     queues: Sequence[str] | None = None,
     kinds: Sequence[str] | None = None,
@@ -31,7 +33,7 @@ def dead_letters(  # noqa: PLR0913 - one keyword per condition
     where: ColumnExpressionArgument[bool] | None = None,
     limit: int = 50,
     before_id: int | None = None,
-) -> list[Any]:
+) -> list[T]:
     """
     Return discarded jobs as mapped instances, those with the highest ids first.
 

@@ -11,7 +11,7 @@ from typing import Any, assert_type
 import msgspec
 import pydantic
 from sqlalchemy import ForeignKey, select, update
-from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncAttrs, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -20,18 +20,25 @@ from sqlalchemy.orm import (
     mapped_column,
     relationship,
     scoped_session,
+    sessionmaker,
 )
 
 from sqla_jobs import (
     Arg,
     JobMixin,
     JobState,
+    JobStatus,
     Outcome,
     Retention,
     arg,
     constant,
+    dead_letters,
     exponential,
     handles,
+    purge,
+    request_cancel,
+    requeue,
+    wait,
 )
 from sqla_jobs.testing import (
     ManualClock,
@@ -189,6 +196,25 @@ def send(job: SendInvoice, ctx: object) -> str:
 
 
 assert_type(send(job, None), str)
+
+
+def operating(session: Session, maker: sessionmaker[Session]) -> None:
+    request_cancel(session, Job, where=SendInvoice.to == "a")
+    request_cancel(session, Job, 3)
+    request_cancel(session, Job, fingerprint="f", reason="no")
+    requeue(session, Job, where=Job.ordered, changes={"queue": "mail", "to": "b"})
+    purge(session, Job, ids=[1, 2], where=SendInvoice.invoice_id.is_(None))
+    assert_type(dead_letters(session, SendInvoice)[0].to, str)
+    assert_type(wait(maker, job, timedelta(seconds=1)), JobStatus)
+    assert_type(wait(lambda: session, 1, timedelta(seconds=1)), JobStatus)
+
+
+async def async_operating(maker: async_sessionmaker[AsyncSession]) -> None:
+    assert_type(await wait(maker, 1, timedelta(seconds=1), job_class=Job), JobStatus)
+    async with maker() as session:
+        await session.run_sync(request_cancel, Job, where=SendInvoice.to == "a")
+        letters = await session.run_sync(dead_letters, SendInvoice, limit=3)
+        assert_type(letters, list[SendInvoice])
 
 
 def testing(session: Session, scope: scoped_session[Session]) -> None:

@@ -47,7 +47,7 @@ def test_verbs_run_on_an_async_session(job_engine: Engine, driver: str) -> None:
             (count,) = await run(counts, Job)
             assert (count.queue, count.count) == ("mail", 1)
             dead = await run(add, Send(subject="Ho"), state="discarded")
-            (letter,) = await run(dead_letters, Job)
+            (letter,) = await run(dead_letters, Send)
             assert (letter.id, letter.subject) == (dead, "Ho")
             assert await run(history, Job, dead) == []
             changes = {"copies": 3, "priority": 1, "delay": timedelta(days=1)}

@@ -56,8 +56,9 @@ def test_dead_letters_are_mapped_instances(session: Session) -> None:
     make_job(session, Send, kind="elsewhere", state="discarded")
     session.expunge_all()
 
-    unmapped, sent, report = dead_letters(session, Job)
+    letters: list[Any] = dead_letters(session, Job)
 
+    unmapped, sent, report = letters
     assert [type(job) for job in (unmapped, sent, report)] == [Job, Send, Report]
     assert (sent.subject, report.title) == ("Hi", "t")
 
