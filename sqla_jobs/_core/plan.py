@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -234,16 +234,14 @@ class Plan:
         by_queue: Mapping[Any, int],
         *,
         late: int = 0,
-        more: Collection[Subscription] = (),
     ) -> None:
         """
         Note what a claim returned: how many jobs of each subscription.
 
         Args:
             late: How many of them were retried or rescued.
-            more: Subscriptions that may have more, though they gave less than asked.
         """
-        self._note_claim(now, step, by_queue, more)
+        self._note_claim(now, step, by_queue)
         self._note_late(step, by_queue, late)
 
     def _note_late(
@@ -264,7 +262,6 @@ class Plan:
         now: float,
         step: Claim,
         by_queue: Mapping[Subscription, int],
-        more: Collection[Subscription],
     ) -> None:
         got = sum(by_queue.values())
         self._claimed_at = now
@@ -275,11 +272,10 @@ class Plan:
             self._per_queue[queue] = self._per_queue.get(queue, 0) + count
         full = got >= step.limit
         if self.slots.queues is None:
-            self._backlog[ANY] = full or bool(more)
+            self._backlog[ANY] = full
         else:
             for queue, asked in _asked(step):
-                enough = by_queue.get(queue, 0) >= asked or queue in more
-                self._backlog[queue] = full or enough
+                self._backlog[queue] = full or by_queue.get(queue, 0) >= asked
         self._claim_at = now + (HOT_POLL if now < self._hot_until else self.poll)
         if self.burst and not self.running and not self.unsettled:
             self._found_nothing(now)

@@ -352,18 +352,6 @@ class RunnerBase:
     def _source(self, attempt: Attempt) -> Subscription:
         return self.options.slots.source(attempt.queue, attempt.channel)
 
-    def _note_claim(self, now: float, step: Claim, attempts: Sequence[Attempt]) -> None:
-        """Tell the plan; a fair queue may give less than it has, so ask it again."""
-        settings = self._features.queues
-        fair = {name for name, one in settings.items() if one.fair}
-        self._plan.claimed(
-            now,
-            step,
-            Counter(map(self._source, attempts)),
-            late=sum(attempt.lane != Lane.FRESH for attempt in attempts),
-            more={self._source(a) for a in attempts if a.queue in fair},
-        )
-
     def _claimed(self, step: Claim, jobs: Sequence[Any], sent: float) -> list[Attempt]:
         attempts = [
             Attempt(
@@ -377,7 +365,9 @@ class RunnerBase:
         ]
         now = time.monotonic()
         with self._lock:
-            self._note_claim(now, step, attempts)
+            late = sum(attempt.lane != Lane.FRESH for attempt in attempts)
+            counts = Counter(map(self._source, attempts))
+            self._plan.claimed(now, step, counts, late=late)
             again = self._memory.take_again()
             if again is not None:
                 self._plan.look(now, again)

@@ -434,22 +434,6 @@ def test_queue_that_is_none_is_refused(bad: Any) -> None:
         Slots.of(None, [bad])
 
 
-def test_claim_that_may_have_more_is_repeated() -> None:
-    """A fair queue that gave less than it was asked for is asked again at once."""
-    plan = plan_of(4)
-    step = plan.next_step(0.0)
-    assert isinstance(step, Claim)
-    plan.claimed(0.0, step, {"": 1}, more={""})
-    assert plan.next_step(COOLDOWN) == Claim(3, None)
-
-    plan = plan_of(None, {"a": 4, "b": 4})
-    step = plan.next_step(0.0)
-    assert isinstance(step, Claim)
-    plan.claimed(0.0, step, {"a": 1, "b": 1}, more={"b"})
-    assert plan.finished("a") is False
-    assert plan.finished("b") is True
-
-
 # The share of late jobs
 
 
