@@ -18,7 +18,9 @@ from sqla_jobs._core.limits import Features
 from sqla_jobs._core.memory import Memory
 from sqla_jobs._core.subscriptions import Prefix
 from sqla_jobs._store.claim import claim, claim_jobs
+from sqla_jobs._store.head_rows import lease_heads
 from sqla_jobs._store.heads import _shared_memory
+from sqla_jobs._store.take import Ask
 from sqla_jobs._store.verbs import complete, discard, fail
 from sqla_jobs.models import job_tables
 from tests.conformance.factories import (
@@ -133,8 +135,9 @@ def test_requeued_job_waits_for_the_one_that_runs(session: Session) -> None:
     (running,) = send(session)
     assert taken(session) == [running]
     requeue(session, Job, done)
+    (free,) = send(session, channel="b")
 
-    assert taken(session, now=None) == []
+    assert taken(session, now=None) == [free], "nor does it keep others waiting"
     change(session, running, state="completed")
     assert taken(session, now=None) == [done]
 
@@ -200,6 +203,32 @@ def test_heads_of_the_subscribed_are_taken(session: Session, source: str) -> Non
 
     rows = [row_of(session, one.job_id) for one in found]
     assert {(row["queue"], row["channel"]) for row in rows} == expected
+
+
+CHANGES: dict[str, Callable[[Session, int], object]] = {
+    "earlier one": lambda session, job: requeue(session, Job, job - 1),
+    "taken": lambda session, job: change(session, job, state="running"),
+    "paused": lambda session, _: set_queue(session, Job, "default", paused=True),
+    "limited": lambda session, _: set_queue(session, Job, "default", max_running=9),
+    "kind": lambda session, job: change(session, job, kind="other"),
+    "crashes": lambda session, job: change(session, job, crashes=2),
+}
+
+
+@pytest.mark.parametrize("meanwhile", CHANGES)
+def test_lease_checks_again_what_the_look_saw(session: Session, meanwhile: str) -> None:
+    """Between the look and the lock anything may change, also what is the head."""
+    send(session, state="completed")
+    (job,) = send(session)
+    ask = Ask(1, LEASE, kinds=["work"], suspects=False, now=NOW)
+    with session.begin_nested() as savepoint:
+        found = lease_heads(session, TABLES, ask, [job], plain=True)
+        assert [row.id for row in found or ()] == [job]
+        savepoint.rollback()
+
+    CHANGES[meanwhile](session, job)
+
+    assert lease_heads(session, TABLES, ask, [job], plain=True) == []
 
 
 def test_slots_bound_what_is_taken(session: Session) -> None:
