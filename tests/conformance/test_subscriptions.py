@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 from sqla_jobs import JobValueError
 from sqla_jobs._core.subscriptions import Prefix
 from sqla_jobs._store.claim import claim, claim_jobs
+from sqla_jobs._store.take import Ask
 from sqla_jobs.models import job_tables
-from tests.conformance.factories import LEASE, NOW, Job, fill, make_job
+from tests.conformance.factories import LEASE, NOW, Job, Work, fill, make_job
 from tests.conformance.test_claim import ODD_NAME
 
 TABLES = job_tables(Job)
@@ -163,3 +164,15 @@ def test_bad_subscription_is_refused_before_the_claim(session: Session) -> None:
     """A list of lists is a mistake, not an empty claim."""
     with pytest.raises(JobValueError, match=r"\['mail', 'x'\] is no name of a queue"):
         claim(session, Job, queues=[["mail", "x"]])  # type: ignore[list-item]
+
+
+def test_rest_of_a_claim_keeps_what_is_used_up() -> None:
+    """After some jobs a pair without slots still keeps its channel from the name."""
+    job = Work(queue="mail", channel="x")
+    job.crashes = 0
+    queues: dict[Any, int] = {"mail": 5, ("mail", "x"): 1}
+    ask = Ask(limit=9, lease=LEASE, queues=queues)
+
+    assert ask.after([job]).queues == {"mail": 5, ("mail", "x"): 0}
+    names = Ask(limit=9, lease=LEASE, queues={"mail": 1, "sms": 2})
+    assert names.after([job]).queues == {"sms": 2}
