@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from sqla_jobs import (
@@ -16,7 +16,7 @@ from sqla_jobs import (
     purge,
     requeue,
 )
-from tests.conformance.factories import DAY, NOW, SECOND, make_job
+from tests.conformance.factories import DAY, NOW, SECOND, fill, make_job
 from tests.conformance.operators.kit import (
     Call,
     Invoice,
@@ -27,6 +27,7 @@ from tests.conformance.operators.kit import (
     add,
     log_attempt,
 )
+from tests.conformance.test_plans import plans
 
 
 def dead(session: Session, job: Any = None, **columns: Any) -> int:
@@ -166,3 +167,23 @@ def test_pages_are_requeued_or_deleted_atomically(
 
         assert ids(session) == made[::-1]
         assert set(session.scalars(select(Job.queue))) == {"mail"}
+
+
+def test_old_dead_letters_are_not_looked_for_by_id(
+    job_engine: Engine, sessions: sessionmaker[Session]
+) -> None:
+    """The jobs that came after them are not read, however many there are."""
+    with sessions.begin() as session:
+        fill(session, 300, state="discarded", finished_at=NOW)
+        fill(session, 20_000, state="completed", finished_at=NOW)
+    with sessions.begin() as session:
+        session.execute(text("ANALYZE"))
+
+    def work(session: Session) -> None:
+        dead_letters(session, Job, limit=3)
+
+    (plan,) = plans(job_engine, "force_custom_plan", work)
+
+    assert "finished_v1_idx" in plan.indexes()
+    assert plan.most_rows() <= 300
+    assert plan.returned == 3
