@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import sys
 from typing import Any
@@ -16,6 +17,8 @@ from sqlalchemy.pool import NullPool
 from sqla_jobs import JobMixin
 from sqla_jobs.errors import JobDefinitionError, JobValueError, UnsupportedDialect
 from sqla_jobs.http import create_app
+from sqla_jobs.http.gate import Gate
+from sqla_jobs.http.problems import Refused
 from tests.integration.http.conftest import TOKENS, Base, Job, row
 from tests.integration.http.kit import Client, serving
 
@@ -122,6 +125,29 @@ def test_connection_that_dies_is_503_once(
 
     assert set(statuses) <= {201, 503}
     assert statuses[-1] == 201
+
+
+@pytest.mark.parametrize(("conflicts", "status"), [(2, 0), (99, 503)])
+def test_conflict_is_tried_again(
+    maker: sessionmaker[Session], conflicts: int, status: int
+) -> None:
+    """A deadlock or serialization failure is not the caller's; five are too many."""
+    gate, tried = Gate(maker, Job.__jobs__), []
+
+    def work(session: Session) -> str:
+        tried.append(1)
+        if len(tried) <= conflicts:
+            raise_ = "DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40P01'; END $$"
+            session.execute(text(raise_))
+        return "done"
+
+    if not status:
+        assert asyncio.run(gate.run(work)) == "done"
+        assert len(tried) == conflicts + 1
+        return
+    with pytest.raises(Refused) as caught:
+        asyncio.run(gate.run(work))
+    assert (caught.value.status_code, len(tried)) == (status, 5)
 
 
 def end_others(connection: Connection) -> None:

@@ -118,9 +118,11 @@ def test_fail_waits_for_the_backoff_or_as_told(
     assert errors == ["no\ufffdt now", "dead"]
 
 
-def test_heartbeat_extends_and_never_shortens(client: Client) -> None:
+def test_heartbeat_extends_and_never_shortens(client: Client, session: Session) -> None:
     """The lease goes on from now, even beyond the job's own, and is never cut."""
     job_id, token = leased(client)
+    session.execute(update(Job).values(lease=timedelta(seconds=30)))
+    session.commit()
     path = f"/v1/jobs/{job_id}/heartbeat"
 
     longer = client.post(path, token=token, extend_ms=3_600_000).json
