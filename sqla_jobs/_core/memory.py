@@ -32,15 +32,29 @@ class Memory:
         after: Per round of looks, the channel at which the next look begins.
         freed: Channels whose ordered job was settled here: their next one may run.
         crowded: Whether others took heads that the last claim had looked at.
+        unfinished: Whether there may be jobs that are ready, but were not looked at.
     """
 
     after: dict[str, Channel] = field(default_factory=dict)
     freed: set[Channel] = field(default_factory=set)
     crowded: bool = False
+    unfinished: bool = False
     _look_at: float = float("-inf")
     _vain: int = 0
     _rests: dict[str, float] = field(default_factory=dict)
     _again: float | None = None
+    _settled: int = 0
+    _began: int = 0
+
+    def begin(self) -> None:
+        """Note that a claim begins: it does not see what is settled from now on."""
+        self._began = self._settled
+        self.unfinished = False
+
+    @property
+    def is_late(self) -> bool:
+        """Whether something was settled since the claim began."""
+        return self._settled != self._began
 
     # Heads of ordered channels
 
@@ -79,27 +93,37 @@ class Memory:
         return [queue for queue in queues if self._rests.get(queue, now) <= now]
 
     def rest(self, queue: str, now: float, seconds: float = REST) -> None:
-        """Leave *queue* alone for *seconds*."""
-        self._rests[queue] = now + seconds
+        """Leave *queue* alone for *seconds*, unless a slot may be free since."""
+        if not self.is_late:
+            self._rests[queue] = now + seconds
 
     # Both
 
     def settled(self, queue: str, channel: str, *, ordered: bool) -> None:
         """Note that a job was settled here: what it held back may run."""
-        self._rests.pop(queue, None)
         if ordered:
             self.freed.add((queue, channel))
+        self._settled += 1
+        self._rests.pop(queue, None)
 
     def woke(self) -> None:
         """Note a notification: there may be new heads anywhere."""
         self._vain = 0
 
-    def again_in(self, seconds: float) -> None:
-        """Note that a claim in *seconds* may find what this one could not."""
+    def again_in(self, seconds: float, *, unfinished: bool = True) -> None:
+        """
+        Note that a claim in *seconds* may find what this one could not.
+
+        Args:
+            unfinished: Whether it may be ready already. Default True.
+        """
+        self.unfinished = unfinished or (self._again is not None and self.unfinished)
         if self._again is None or seconds < self._again:
             self._again = seconds
 
     def take_again(self) -> float | None:
         """Return in how many seconds to claim again; None if that is not needed."""
+        if self.is_late:
+            self.again_in(0.0)
         again, self._again = self._again, None
         return again

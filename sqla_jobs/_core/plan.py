@@ -321,14 +321,21 @@ class Plan:
         self._claim_at = now
         self._empty = self._idle = False
 
-    def look(self, now: float, seconds: float = 0.0) -> None:
-        """Note that a claim in *seconds* may find what the last one could not."""
+    def look(
+        self, now: float, seconds: float = 0.0, *, unfinished: bool = True
+    ) -> None:
+        """
+        Note that a claim in *seconds* may find what the last one could not.
+
+        Args:
+            unfinished: Whether it may be ready already, so that a burst is not over.
+        """
         at = max(now + seconds, self._claimed_at + COOLDOWN)
         self._claim_at = min(self._claim_at, at)
-        if seconds <= HOT_POLL:
+        if unfinished:
             self._empty = self._idle = False
-        if self.burst:
-            self._sweep_at = max(self._sweep_at, self._claim_at)
+            if self.burst:
+                self._sweep_at = max(self._sweep_at, self._claim_at)
 
     def due_in(self, now: float, seconds: float) -> None:
         """Note that a job this runner settled will be due in *seconds*."""

@@ -184,8 +184,8 @@ class _Claim:
             if not room.taken and bucket is not None and not bucket.whole:
                 rest = min(bucket.next_in, LONGEST_REST)
                 self.memory.rest(room.queue.name, monotonic(), rest)
-                self.memory.again_in(max(SOON, rest))
-            elif not room.taken:
+                self.memory.again_in(max(SOON, rest), unfinished=False)
+            elif not room.taken and not (room.slots and self.memory.unfinished):
                 self.memory.rest(room.queue.name, monotonic(), REST)
 
 

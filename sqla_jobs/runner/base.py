@@ -329,6 +329,7 @@ class RunnerBase:
         )
 
     def _claim_work(self, session: Session, step: Claim) -> list[Any]:
+        self._memory.begin()
         with self._lock:
             suspects = not any(
                 a.suspect >= SUSPECT_CRASHES for a in self._attempts.values()
@@ -370,7 +371,7 @@ class RunnerBase:
             self._plan.claimed(now, step, counts, late=late)
             again = self._memory.take_again()
             if again is not None:
-                self._plan.look(now, again)
+                self._plan.look(now, again, unfinished=self._memory.unfinished)
             for attempt in attempts:
                 attempt.draining = self._stopping
                 self._attempts[attempt.job_id, attempt.token] = attempt
@@ -471,7 +472,8 @@ class RunnerBase:
 
     def _free(self, attempt: Attempt) -> bool:
         """Return whether a settled attempt may have held others back; look then."""
-        if not attempt.ordered and attempt.queue not in self._features.queues:
+        queue = self._features.queues.get(attempt.queue)
+        if not attempt.ordered and not (queue and queue.limited):
             return False
         self._memory.settled(attempt.queue, attempt.channel, ordered=attempt.ordered)
         with self._lock:

@@ -193,6 +193,34 @@ def test_queue_rests_until_a_job_of_it_is_settled() -> None:
     assert memory.awake(["a", "b", "c"], 105.0) == ["a", "b", "c"]
 
 
+def test_settlement_beside_a_claim_is_not_missed() -> None:
+    """A claim under way has not seen the slot that frees: no rest, and one more claim."""
+    memory = Memory()
+    memory.begin()
+    memory.rest("a", 100.0)
+    assert memory.take_again() is None
+    memory.begin()
+    memory.settled("a", "", ordered=False)
+    memory.rest("a", 100.0)
+
+    assert memory.awake(["a"], 100.0) == ["a"]
+    assert memory.take_again() == 0.0
+    memory.begin()
+    assert memory.take_again() is None
+
+
+def test_missing_tokens_leave_nothing_unfinished() -> None:
+    """A job that may not begin before a time is none that was overlooked."""
+    memory = Memory()
+    memory.again_in(0.5, unfinished=False)
+    assert not memory.unfinished
+    memory.again_in(3.0)
+    memory.again_in(0.2, unfinished=False)
+    assert memory.unfinished
+    memory.begin()
+    assert not memory.unfinished
+
+
 def test_freed_channels_are_told_once() -> None:
     """Channels of ordered jobs that were settled are handed out once, by queue."""
     memory = Memory()
