@@ -194,7 +194,7 @@ def test_queue_rests_until_a_job_of_it_is_settled() -> None:
 
 
 def test_settlement_beside_a_claim_is_not_missed() -> None:
-    """A claim under way has not seen the slot that frees: no rest, and one more claim."""
+    """A claim under way does not see a slot that frees: no rest, and one more claim."""
     memory = Memory()
     memory.begin()
     memory.rest("a", 100.0)
