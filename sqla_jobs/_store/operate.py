@@ -50,6 +50,7 @@ from sqla_jobs._store.target import (
     of_kinds,
     target_of,
 )
+from sqla_jobs._store.unique import lock_keys_of
 from sqla_jobs.errors import DuplicateJob, JobValueError
 from sqla_jobs.models import JobTables, job_tables
 
@@ -271,7 +272,10 @@ def requeue(
         "keep": keep_state,
         "now": now,
     }
-    requeued = _requeue_rows(session, tables, params, given) if wanted else set()
+    requeued = set[int]()
+    if wanted:
+        lock_keys_of(session, tables, wanted)
+        requeued = _requeue_rows(session, tables, params, given)
     if requeued and not given.later:
         wake.note(session, tables)
     if target is not None:
@@ -322,7 +326,7 @@ def _dead_ids(
 def _requeue_rows(
     session: Session, tables: JobTables, params: dict[str, Any], changes: Changes
 ) -> set[int]:
-    """One retry: a job enqueued meanwhile may take a key that looked free."""
+    """One retry: a raw INSERT meanwhile may take a key that looked free."""
     connection = connection_of(session, tables)
     build = partial(_requeueing_with, changes) if changes else _requeueing
     for last in (False, True):

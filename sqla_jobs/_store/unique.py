@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import (
     ARRAY,
     CTE,
+    BigInteger,
     ColumnElement,
     Executable,
     Select,
@@ -191,6 +192,28 @@ def _lock(
     count = _locked[transaction] = len(keys) + _locked.get(transaction, 0)
     whole = count > MOST_NAMES or more
     lock_names(session, tables, SPACE, [(key,) for key in keys], whole=whole)
+
+
+def lock_keys_of(session: Session, tables: JobTables, ids: Sequence[int]) -> None:
+    """Wait until nobody else is sending jobs with the keys of those final jobs."""
+    rows = execute(session, tables, _finding_keys, {"ids": list(ids)})
+    keys = list(rows.scalars())
+    if keys:
+        _lock(session, tables, keys, more=False)
+
+
+@built_once
+def _finding_keys(tables: JobTables, _dialect: JobDialect) -> Executable:
+    job = tables.table.c
+    return (
+        select(job.unique_key)
+        .distinct()
+        .where(
+            job.id == func.any(bind("ids", ARRAY(BigInteger()))),
+            job.unique_key.is_not(null()),
+            job.state.in_(literal_states(FINAL)),
+        )
+    )
 
 
 def lock_all(session: Session, tables: JobTables) -> None:

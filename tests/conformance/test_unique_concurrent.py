@@ -20,6 +20,7 @@ from tests.conformance.factories import (
     Special,
     Work,
     at_once,
+    change,
     freed_when_awaited,
     make_job,
 )
@@ -236,3 +237,25 @@ def test_requeue_into_a_taken_key_is_refused(session: Session) -> None:
     with pytest.raises(DuplicateJob):
         requeue(session, Job, old)
     assert requeue(session, Job, [old]).duplicates == (old,)
+
+
+def test_requeue_and_sender_of_one_key_wait_for_each_other(
+    sessions: sessionmaker[Session],
+) -> None:
+    """Whoever comes first has the key; the other one's transaction goes on."""
+    with sessions.begin() as session:
+        old = make_job(session, Work, state="discarded", unique_key="k")
+    with sessions() as operator, sessions() as sender:
+        requeue(operator, Job, old)
+        with freed_when_awaited(sender, operator):
+            sender.add(Work(unique_key="k"))
+            with pytest.raises(DuplicateJob):
+                sender.flush()
+        sender.execute(text("SELECT 1"))
+    with sessions.begin() as session:
+        change(session, old, state="discarded")
+    with sessions() as operator, sessions() as sender:
+        sender.add(Work(unique_key="k"))
+        sender.flush()
+        with freed_when_awaited(operator, sender):
+            assert requeue(operator, Job, [old]).duplicates == (old,)
