@@ -219,9 +219,11 @@ def test_ordered_jobs_are_left_alone(session: Session) -> None:
     """The common claim does not take jobs that have to keep their order."""
     make_job(session, ordered=True, priority=9)
     wanted = make_job(session)
-    options = {"queues": None, "limit": 5, "lease": LEASE, "runner_id": uuid4()}
+    options: dict[str, Any] = {"queues": None, "limit": 5, "lease": LEASE}
 
-    jobs = claim_jobs(session, TABLES, kinds=["work"], now=NOW, **options)
+    jobs = claim_jobs(
+        session, TABLES, kinds=["work"], runner_id=uuid4(), now=NOW, **options
+    )
 
     assert [job.id for job in jobs] == [wanted]
 

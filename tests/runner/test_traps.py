@@ -377,8 +377,9 @@ def test_congestion_gives_the_attempt_back(kit: Kit) -> None:
         return refusals < 0
 
     kit.handle(run)
-    given = Task.__job_handler__
-    Task.__job_handler__ = Handler(given.call, given.is_async, acquire)
+    task: Any = Task
+    given = task.__job_handler__
+    task.__job_handler__ = Handler(given.call, given.is_async, acquire)
     (job_id,) = kit.add(Task(max_attempts=1))
 
     while kit.job(job_id).state != "completed":
