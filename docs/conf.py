@@ -46,7 +46,8 @@ nitpick_ignore_regex = [
     ),
     # Names under TYPE_CHECKING, aliases and type variables.
     ("py:class", r"(AsyncSession|async_sessionmaker|sessionmaker|Around|OnError)"),
-    ("py:class", r"(AnySession|async_scoped_session)"),
+    ("py:class", r"(AnySession|async_scoped_session|Session|Queues)"),
+    ("py:class", r"ColumnExpressionArgument|sqla_jobs\._store\.queues\.Unset"),
     ("py:class", r"sqla_jobs\.(models\.arg\.T|_hooks\._Maker|testing\._\w+\.\w+)"),
     ("py:class", r"Setting"),  # an alias; its page says what it is
     ("py:class", r"(Any|Self|T|datetime|timedelta|Callable|Iterator|Mapping|Sequence)"),

@@ -33,12 +33,15 @@ class Memory:
         freed: Channels whose ordered job was settled here: their next one may run.
         crowded: Whether others took heads that the last claim had looked at.
         unfinished: Whether there may be jobs that are ready, but were not looked at.
+        passed_over: Whether plain jobs filled the last low-level claim, and others
+            were not looked at.
     """
 
     after: dict[str, Channel] = field(default_factory=dict)
     freed: set[Channel] = field(default_factory=set)
     crowded: bool = False
     unfinished: bool = False
+    passed_over: bool = False
     _look_at: float = float("-inf")
     _vain: int = 0
     _rests: dict[str, float] = field(default_factory=dict)

@@ -23,7 +23,7 @@ from sqla_jobs._core.subscriptions import (
 from sqla_jobs._dialects import JobDialect
 from sqla_jobs._store.base import execute
 from sqla_jobs._store.features import feature_flags, read_queues
-from sqla_jobs._store.heads import claim_heads
+from sqla_jobs._store.heads import claim_heads, memory_of
 from sqla_jobs._store.managed import claim_managed
 from sqla_jobs._store.pick import pick
 from sqla_jobs._store.take import Ask, claim_order, take, taking_columns
@@ -111,12 +111,29 @@ def claim(
         late=_late(limit, retry_share),
         now=now,
     )
-    rows, features = _claim_plain(session, tables, ask)
-    rest = ask.after(rows)
-    if rest.open and features != NO_FEATURES:
-        rows += _claim_rest(session, tables, rest, features)
+    rows, features = _claim_in_turn(session, tables, ask)
     rows.sort(key=claim_order)
     return [_claim_of(row, tables, features) for row in rows]
+
+
+def _claim_in_turn(
+    session: Session, tables: JobTables, ask: Ask
+) -> tuple[list[Any], Features]:
+    """Lease plain jobs, then others; these first if they were passed over before."""
+    memory, rows = memory_of(tables, ask), list[Any]()
+    passed_over, memory.passed_over = memory.passed_over, False
+    if passed_over:
+        features = Features(ordered=True, queues=read_queues(session, tables))
+        rows = _claim_rest(session, tables, ask, features)
+        ask = ask.after(rows)
+        if not ask.open:
+            return rows, features
+    plain, features = _claim_plain(session, tables, ask)
+    rows, ask = rows + plain, ask.after(plain)
+    if features == NO_FEATURES or passed_over:
+        return rows, features
+    memory.passed_over = not ask.open
+    return rows + _claim_rest(session, tables, ask, features), features
 
 
 def _late(limit: int, share: float) -> int:
@@ -202,7 +219,9 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
 def _claim_rest(
     session: Session, tables: JobTables, ask: Ask, features: Features
 ) -> list[Any]:
-    return _claim_from(session, tables, ask, features, _other_sources(features))
+    sources = _other_sources(features)
+    random.shuffle(sources)
+    return _claim_from(session, tables, ask, features, sources)
 
 
 def _other_sources(features: Features) -> list[_Source]:

@@ -150,7 +150,7 @@ def made_app(runner: Any, tokens: Any, requests_per_minute: int | None) -> Any:
         app = create_app(
             runner.session_maker,
             runner.tables.root,
-            tokens=tokens,
+            tokens=tokens or None,
             requests_per_minute=requests_per_minute,
         )
     except SqlaJobsError as exc:

@@ -34,9 +34,14 @@ class Tokens:
         Return the tokens of a mapping of secrets to scopes.
 
         Raises:
-            JobValueError: If a secret cannot be sent in a header, or a scope is
-                unknown. The message does not tell the secret.
+            JobValueError: If there is none in the mapping, a secret cannot be sent in a
+                header, or a scope is unknown. The message does not tell the secret.
         """
+        if given is not None and not given:
+            raise JobValueError(
+                "tokens is empty, so nobody could call; give one, or tokens=None to"
+                " let everybody call"
+            )
         found = []
         for number, (secret, scopes) in enumerate((given or {}).items(), 1):
             check_secret(number, secret)

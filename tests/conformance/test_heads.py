@@ -32,6 +32,7 @@ from tests.conformance.factories import (
     Other,
     at_once,
     change,
+    claim_one,
     fill,
     make_job,
     row_of,
@@ -487,3 +488,16 @@ def test_discard_frees_or_blocks_by_the_policy_of_that_moment(
         elsewhere(discard, job, "no use")
 
         assert len(elsewhere(claim, Job, now=NOW)) == expected
+
+
+def test_flood_of_plain_jobs_passes_over_no_others(session: Session) -> None:
+    """Claims by hand take turns too: neither heads nor fair queues starve."""
+    for _ in range(9):
+        make_job(session)
+    head = make_job(session, ordered=True, channel="c")
+    fair = make_job(session, queue="fair", channel="c")
+    set_queue(session, Job, "fair", fair=True)
+
+    found = [claim_one(session).job_id for _ in range(9)]
+
+    assert {head, fair} <= set(found)

@@ -124,6 +124,7 @@ def test_tokens_are_compared_in_constant_time(
 @pytest.mark.parametrize(
     ("tokens", "problem"),
     [
+        ({}, "tokens is empty"),
         ({"": {"work"}}, "token 1 must be printable"),
         ({"top secret": {"work"}}, "token 1 must be printable"),
         ({"sécret": {"work"}}, "token 1 must be printable"),
