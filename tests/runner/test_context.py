@@ -214,7 +214,8 @@ def test_progress_is_saved_within_about_a_second(kit: Kit) -> None:
     running = kit.run(lease=timedelta(seconds=30))
 
     kit.until(lambda: kit.job(job).progress == {"done": 1, "total": 3}, seconds=5)
-    sent = running.runner._heartbeat.renewals
+    # Noted after it was written.
+    sent = kit.until(lambda: running.runner._heartbeat.renewals)
     threading.Event().wait(2.5)
     assert running.runner._heartbeat.renewals == sent, "unchanged progress is no news"
     go.set()

@@ -113,7 +113,7 @@ def test_six_claimers_never_share_a_retried_job(threads: Kit) -> None:
         did(threads, stage, Job)
         return len(did(threads, claim, Job))
 
-    for _ in range(50):
+    for _ in range(20):
         assert sum(at_once([look] * 6)) == 1
         threads.sql("UPDATE jobs SET state = 'retryable', lane = 1, run_at = now()")
 
