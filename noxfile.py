@@ -44,8 +44,11 @@ DEPENDENT = (
     *("tests/conformance", "tests/drivers", "tests/testing"),
     *("tests/unit/test_payload_models.py", "tests/unit/test_layers.py"),
     *("tests/integration/alembic", "tests/integration/frameworks"),
-    "tests/integration/http",
-    *("tests/runner/test_promises.py", "tests/runner/test_what_happens_when.py"),
+    *("tests/integration/http/test_app.py", "tests/integration/http/test_leases.py"),
+    "tests/runner/test_promises.py",
+    # Plans are the server's; programs are started by the other tests.
+    "--ignore-glob=*/test_plans*.py",
+    "--ignore=tests/integration/alembic/test_commands.py",
     *("tests/integration/cli/test_settings.py", "-m", "not slow"),
 )
 

@@ -242,6 +242,7 @@ optional = {
 rows = st.lists(st.fixed_dictionaries({}, optional=optional), max_size=8)
 
 
+@pytest.mark.slow
 @given(rows=rows)
 @settings(
     max_examples=60,
