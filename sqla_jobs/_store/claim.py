@@ -113,7 +113,9 @@ def claim(
     )
     rows, features = _claim_in_turn(session, tables, ask)
     rows.sort(key=claim_order)
-    return [_claim_of(row, tables, features) for row in rows]
+    return [
+        claim_of(row, tables, backoff_of_queue(features, row.queue)) for row in rows
+    ]
 
 
 def _claim_in_turn(
@@ -334,7 +336,8 @@ def kinds_of(tables: JobTables, job_class: type[Any]) -> list[str]:
     return [k for k, cls in tables.kinds.items() if issubclass(cls, job_class)]
 
 
-def _claim_of(row: Any, tables: JobTables, features: Features) -> Claim:
+def claim_of(row: Any, tables: JobTables, queue_backoff: str | None) -> Claim:
+    """Return a claimed *row* as its holder sees it."""
     return Claim(
         job_id=row.id,
         token=row.lease_token,
@@ -348,5 +351,5 @@ def _claim_of(row: Any, tables: JobTables, features: Features) -> Claim:
         payload_bytes=row.payload_bytes,
         state=row.checkpoint or {},
         tables=tables,
-        queue_backoff=backoff_of_queue(features, row.queue),
+        queue_backoff=queue_backoff,
     )

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import built_once, execute
-from sqla_jobs._store.claim import Claim
+from sqla_jobs._store.claim import Claim, claim_of
 from sqla_jobs.errors import LeaseLost
 from sqla_jobs.models import JobTables
 from sqla_jobs.models.columns import COLUMN_ORDER
@@ -58,18 +58,4 @@ def find_claim(
         return None
     if row.lease_token != token or row.state != JobState.RUNNING:
         raise LeaseLost(job_id, row.attempt)
-    return Claim(
-        job_id=row.id,
-        token=row.lease_token,
-        kind=row.kind,
-        queue=row.queue,
-        attempt=row.attempt,
-        max_attempts=row.max_attempts,
-        backoff=row.backoff,
-        leased_until=row.leased_until,
-        payload=row.payload,
-        payload_bytes=row.payload_bytes,
-        state=row.checkpoint or {},
-        tables=tables,
-        queue_backoff=row.queue_backoff,
-    )
+    return claim_of(row, tables, row.queue_backoff)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.clock import SystemClock
-from sqla_jobs._core.states import JobState
 from sqla_jobs._store.holds import expire_holds
 from sqla_jobs._store.idempotency import purge_idempotency
 from sqla_jobs._store.retention import apply_retention
 from sqla_jobs._store.sweep import rescue, stage
 from sqla_jobs.http.gate import Gate
 from sqla_jobs.models import JobTables
+from sqla_jobs.runner.upkeep import log_rescued
 
-log = logging.getLogger("sqla_jobs")
 SWEEP_SECONDS = 1.0
 CHORES_SECONDS = 60.0
 BATCH = 1_000
@@ -49,13 +46,7 @@ class Upkeep:
                 self._cleaned_at = float("-inf")
 
     def _sweep(self, session: Session) -> None:
-        for job in rescue(session, self._tables.root):
-            log.log(
-                logging.ERROR if job.state is JobState.DISCARDED else logging.WARNING,
-                "job %s (%s) rescued, its lease expired; now %s: attempt %s, crash %s",
-                job.job_id, job.kind, job.state, job.attempt, job.crashes,
-                extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt},
-            )  # fmt: skip
+        log_rescued(rescue(session, self._tables.root))
         if stage(session, self._tables.root).holds_due:
             expire_holds(session, self._tables)
 

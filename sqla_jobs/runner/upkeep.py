@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -80,13 +81,7 @@ class Upkeep:
         now = time.monotonic()
         if now - self._seen_at > self._seen_every():
             self._seen_at = now
-        for job in found.rescued:
-            log.log(
-                logging.ERROR if job.state is JobState.DISCARDED else logging.WARNING,
-                "job %s (%s) rescued, its lease expired; now %s: attempt %s, crash %s",
-                job.job_id, job.kind, job.state, job.attempt, job.crashes,
-                extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt},
-            )  # fmt: skip
+        log_rescued(found.rescued)
         # Ordered jobs that come back need no sweep to be seen.
         ordered = found.features.ordered or self._features.ordered
         self._features = replace(found.features, ordered=ordered)
@@ -129,3 +124,14 @@ class Upkeep:
             queues=None if queues is None else {label(q): n for q, n in queues.items()},
             kinds=sorted(self.handlers),
         )
+
+
+def log_rescued(jobs: Iterable[Rescued]) -> None:
+    """Log jobs that were taken back; those discarded as errors."""
+    for job in jobs:
+        log.log(
+            logging.ERROR if job.state is JobState.DISCARDED else logging.WARNING,
+            "job %s (%s) rescued, its lease expired; now %s: attempt %s, crash %s",
+            job.job_id, job.kind, job.state, job.attempt, job.crashes,
+            extra={"job_id": job.job_id, "kind": job.kind, "attempt": job.attempt},
+        )  # fmt: skip

@@ -161,8 +161,9 @@ def test_demo_leaves_a_schema_alone(dsn: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
-def test_demo_cleans_up_when_interrupted(dsn: str) -> None:
-    """Ctrl-C stops the processes and removes the tables."""
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_demo_cleans_up_when_interrupted(dsn: str, kind: signal.Signals) -> None:
+    """Ctrl-C, or SIGTERM, stops the processes and removes the tables."""
     demo = subprocess.Popen(
         [*COMMAND, "--no-kill"],
         env=ENVIRONMENT | {VARIABLE: dsn},
@@ -174,11 +175,11 @@ def test_demo_cleans_up_when_interrupted(dsn: str) -> None:
     with demo:
         for line in demo.stdout:
             if "completed" in line:
-                demo.send_signal(signal.SIGINT)
+                demo.send_signal(kind)
                 break
         output = demo.stdout.read()
 
-    assert demo.returncode == 128 + signal.SIGINT, output
+    assert demo.returncode == 128 + kind, output
     assert "Traceback" not in output
     assert schemas(dsn) == []
     assert connections(dsn) == 0

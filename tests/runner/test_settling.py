@@ -57,14 +57,14 @@ def test_outcomes_without_a_session_are_written_in_batches(kit: Kit, how: str) -
             await ok(runner.run_until_idle())
         return list(seen)
 
-    # Looks by the clock are not what is counted: a busy machine would make more.
+    # The default poll: with that of other tests a busy machine would look more often.
     slots = 500 if kit.shell == "aio" else 100
-    seen = kit.with_runner(use, concurrency=slots, poll=timedelta(seconds=10))
+    seen = kit.with_runner(use, concurrency=slots, poll=timedelta(seconds=1))
 
     states = {"complete": "completed", "fail": "retryable", "snooze": "scheduled"}
     assert set(kit.states()) == {states[how]}
-    on_jobs = [s for s in seen if "jobs" in s and "pg_catalog" not in s]
-    assert len(on_jobs) <= 60, len(on_jobs)
+    work = [one for one in seen if "pg_catalog" not in one]
+    assert len(work) <= 60, len(work)
     assert len(commits) <= 60, len(commits)
     assert [s for s in used if "jobs" in s] == []
 

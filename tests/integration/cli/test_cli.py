@@ -23,14 +23,7 @@ from sqla_jobs.cli.target import load_runner
 from sqla_jobs.errors import JobValueError
 from tests.integration.cli.kit import APP, Command, Running, posix, state_of
 
-# Each runner with one of the signals: what both do with both, tests/crash shows.
-STOPS = pytest.mark.parametrize(
-    ("target", "kind", "number"),
-    [
-        ("app:runner", "Wait", signal.SIGINT),
-        ("app:arunner", "AsyncWait", signal.SIGTERM),
-    ],
-)
+STOPS = (signal.SIGTERM, signal.SIGINT)
 
 # What it runs
 
@@ -146,7 +139,10 @@ def test_console_script_imports_from_the_current_folder(
 
 
 @posix
-@STOPS
+@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize(
+    ("target", "kind"), [("app:runner", "Wait"), ("app:arunner", "AsyncWait")]
+)
 def test_first_signal_drains(
     app: ModuleType,
     session: Session,
@@ -177,7 +173,10 @@ def test_first_signal_drains(
 
 
 @posix
-@STOPS
+@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize(
+    ("target", "kind"), [("app:runner", "Wait"), ("app:arunner", "AsyncWait")]
+)
 def test_second_signal_hands_back(
     app: ModuleType,
     session: Session,

@@ -21,6 +21,9 @@ from tests.integration.cli.kit import APP, Command, Running, posix, state_of
 
 pytestmark = posix
 Start = Callable[..., Running]
+BOTH = pytest.mark.parametrize(
+    ("target", "kind"), [("app:runner", "Wait"), ("app:arunner", "AsyncWait")]
+)
 
 
 def started(running: Running, number: int) -> int:
@@ -117,12 +120,12 @@ def test_first_signal_drains_all(
     assert [state_of(session, job) for job in jobs] == [JobState.COMPLETED] * 2
 
 
+@BOTH
 def test_second_signal_hands_back_in_all(
-    app: ModuleType, session: Session, start: Start
+    app: ModuleType, session: Session, start: Start, *, target: str, kind: str
 ) -> None:
     """A second SIGTERM: no child waits for its job, the status is 1."""
-    asynchronous = {"target": "app:arunner", "kind": "AsyncWait"}
-    running, jobs = two_waiting(app, session, start, **asynchronous)
+    running, jobs = two_waiting(app, session, start, target=target, kind=kind)
 
     running.process.terminate()
     running.wait_for("stopping, jobs may run on", times=2)
