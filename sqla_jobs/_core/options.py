@@ -83,6 +83,8 @@ class ClassOptions:
         on_conflict: What an enqueue does when a live job has the same unique key:
             ``"raise"``, ``"skip"``, ``"replace"`` or ``"return"``; default "raise".
         batch: Most jobs that ``run_many`` gets at once, 1 or more; default 100.
+        notify: Of a root class only: whether commits that enqueue jobs NOTIFY the
+            runners, and these listen; default True.
     """
 
     kind: str | None = None
@@ -99,6 +101,7 @@ class ClassOptions:
     unique: tuple[str, ...] = ()
     on_conflict: str = "raise"
     batch: int = 100
+    notify: bool = True
 
 
 DEFAULTS = ClassOptions()
@@ -260,7 +263,7 @@ def _retention_problem(value: Any) -> str | None:
     return "must be a Retention, or a timedelta for completed jobs"
 
 
-def _ordered_problem(value: Any) -> str | None:
+def _switch_problem(value: Any) -> str | None:
     return None if isinstance(value, bool) else "must be True or False"
 
 
@@ -286,10 +289,11 @@ _CHECKS = {
     "lease": _lease_problem,
     "backoff": _backoff_problem,
     "retention": _retention_problem,
-    "ordered": _ordered_problem,
+    "ordered": _switch_problem,
     "unique": _unique_problem,
     "unique_key": _name_problem,
     "fingerprint": _name_problem,
     "on_conflict": _conflict_problem,
     "batch": _attempts_problem,
+    "notify": _switch_problem,
 }

@@ -13,6 +13,7 @@ from typing import Protocol
 from sqlalchemy import Engine
 
 from sqla_jobs._core.backoff import exponential
+from sqla_jobs._notify.urls import shown
 
 log = logging.getLogger("sqla_jobs")
 
@@ -68,7 +69,7 @@ class _Health:
         self.healthy = False
         self._away = False
         self._failures = 0
-        self._where = engine.url.render_as_string(hide_password=True)
+        self._where = shown(engine.url)
         self._on_wake = on_wake
 
     def woken(self) -> None:

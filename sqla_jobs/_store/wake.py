@@ -109,7 +109,7 @@ def _root_commits(session: Session) -> bool:
 
 def _notify(session: Session, tables: JobTables) -> Connection | None:
     # PostgreSQL refuses to prepare a transaction that has notified.
-    if session.twophase:
+    if session.twophase or not tables.notify:
         return None
     connection = connection_of(session, tables)
     if not dialect_of(connection).listen_notify:

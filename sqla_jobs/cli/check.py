@@ -10,6 +10,7 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from sqla_jobs._notify import shown
 from sqla_jobs._store.schema import check
 from sqla_jobs.cli.errors import RuntimeFailure, TargetError
 from sqla_jobs.cli.run import load_target, one_line
@@ -26,7 +27,7 @@ def check_target(target: str, folder: Path) -> None:
     """
     runner: Any = load_target(target, folder)
     engine, root = runner._engine, runner.tables.root
-    where = engine.url.render_as_string(hide_password=True)
+    where = shown(engine.url)
     try:
         if engine.dialect.is_async:
             asyncio.run(_check_async(engine, root))

@@ -12,6 +12,7 @@ import click
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from sqla_jobs._notify import shown
 from sqla_jobs.cli import options
 from sqla_jobs.cli.errors import RuntimeFailure
 from sqla_jobs.cli.run import load_target, one_line
@@ -38,8 +39,7 @@ class Database:
     @property
     def url(self) -> str:
         """Where the database is, without the password."""
-        text: str = self.engine.url.render_as_string(hide_password=True)
-        return text
+        return shown(self.engine.url)
 
     @property
     def table(self) -> str:

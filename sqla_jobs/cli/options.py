@@ -19,6 +19,7 @@ from sqla_jobs.cli.params import (
     parse_queues,
     parse_seconds,
     parse_share,
+    parse_url,
 )
 from sqla_jobs.cli.settings import (
     Setting,
@@ -153,6 +154,15 @@ _OF_RUN: list[Decorator] = [
     ),
     _seconds("poll", parse_poll, "The longest time between looks at an idle database."),
     _switch("listen", "Whether to hold a connection that tells of new jobs."),
+    _option(
+        "--listen-url",
+        metavar="URL",
+        parse=parse_url,
+        from_toml=text_of,
+        help="Make that connection by this URL, straight to PostgreSQL, where the"
+        " application's goes through a pooler. One with a password belongs into the"
+        " variable SQLA_JOBS_LISTEN_URL.",
+    ),
     _option(
         "--name",
         metavar="TEXT",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from sqla_jobs._core.plan import Slots
 from sqla_jobs._core.subscriptions import (
@@ -14,6 +15,9 @@ from sqla_jobs._core.subscriptions import (
     split_slots,
 )
 from sqla_jobs.errors import JobValueError
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
 
 def parse_concurrency(text: str) -> int | tuple[int, int]:
@@ -95,6 +99,20 @@ def parse_share(text: str) -> float:
     if not 0 <= share <= 1:
         raise JobValueError(f"must be a number from 0 to 1, got {text!r}")
     return share
+
+
+def parse_url(text: str) -> URL:
+    """
+    Return the URL of a database.
+
+    Raises:
+        JobValueError: If it is none; does not say its password.
+    """
+    from sqla_jobs._notify import checked_url
+
+    url = checked_url(text)
+    assert url is not None
+    return url
 
 
 def parse_count(text: str) -> int:

@@ -18,6 +18,7 @@ import click
 from sqlalchemy.exc import DBAPIError
 
 from sqla_jobs._core.subscriptions import label
+from sqla_jobs._notify import shown
 from sqla_jobs.cli.child import Child, signals_of_supervisor
 from sqla_jobs.cli.errors import RuntimeFailure, TargetError
 from sqla_jobs.cli.logs import set_up_logging
@@ -33,7 +34,7 @@ from sqla_jobs.errors import (
 # The runner's own options, as `RunnerBase.configure` names them.
 OPTIONS = (
     *("queues", "kinds", "concurrency", "grace"),
-    *("name", "lease", "poll", "listen", "retry_share"),
+    *("name", "lease", "poll", "listen", "listen_url", "retry_share"),
 )
 
 
@@ -121,7 +122,7 @@ def describe_run(settings: RunSettings) -> None:
     least = f"{slots.least}," if slots.least != slots.most else ""
     lines = {
         "runner": f"{type(runner).__name__} {runner.name}",
-        "database": runner._engine.url.render_as_string(hide_password=True),
+        "database": shown(runner._engine.url),
         "tables": runner.tables.root.__table__.fullname,
         "kinds": ", ".join(sorted(runner.handlers)) or "none",
         "queues": ", ".join(queues),
@@ -130,7 +131,7 @@ def describe_run(settings: RunSettings) -> None:
         "grace": _seconds(options.grace),
         "lease": _seconds(options.lease),
         "poll": _seconds(options.poll),
-        "listen": "yes" if options.listen else "no",
+        "listen": _listening(runner),
     }
     for name, value in lines.items():
         click.echo(f"{name + ':':13}{value}")
@@ -179,6 +180,15 @@ def _leave() -> NoReturn:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(1)
+
+
+def _listening(runner: Any) -> str:
+    if not runner.tables.notify:
+        return "no, since the tables have notify=False"
+    if not runner.options.listen:
+        return "no"
+    url = runner.options.listen_url
+    return "yes" if url is None else f"yes, at {shown(url)}"
 
 
 def _seconds(duration: timedelta) -> str:

@@ -118,11 +118,13 @@ def check_key(cls: type[Any], key: Iterable[str]) -> None:
 
 def check_job(cls: type[Any]) -> None:
     """
-    Check the kind, aliases and relationships of a job class.
+    Check the kind, aliases, relationships and keywords of a job class.
 
     Raises:
-        JobDefinitionError: If a kind is taken or reserved, or a relationship unknown.
+        JobDefinitionError: If a kind is taken or reserved, a relationship unknown, or
+            a keyword is one of root classes.
     """
+    _check_of_root(cls)
     given, taken = cls.__job_options__, cls.__jobs__.kinds
     kinds = (given.kind, *given.aliases)
     if RAW_KIND in kinds:
@@ -142,6 +144,17 @@ def check_job(cls: type[Any]) -> None:
             known = (n for n in dir(cls) if not n.startswith("_"))
             text = unknown("relationship in load", name, known)
             raise JobDefinitionError(f"{cls.__name__}: {text}")
+
+
+def _check_of_root(cls: type[Any]) -> None:
+    root = cls.__jobs__.root
+    for base in cls.__mro__:
+        above = base in root.__mro__
+        if not above and "notify" in vars(base).get("__job_keywords__", {}):
+            raise JobDefinitionError(
+                f"{base.__name__}: notify= holds for a whole job table; give it to"
+                f" {root.__name__}, which makes the table"
+            )
 
 
 def _mixins(cls: type[Any]) -> list[type[Any]]:

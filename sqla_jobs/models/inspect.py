@@ -50,6 +50,11 @@ class JobTables:
         found = dict.fromkeys([self.table, *self.support, *mapped])
         return [table for table in found if isinstance(table, Table)]
 
+    @property
+    def notify(self) -> bool:
+        """Whether commits wake the runners of these tables, and these listen."""
+        return self.root.__job_options__.notify  # type: ignore[no-any-return]
+
     @cached_property
     def channel(self) -> str:
         """The notification channel that wakes the runners of these tables."""

@@ -11,13 +11,14 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
 from sqla_jobs._core.plan import RETRY_SHARE, Claim, Queues, Stop, Sweep, Wait
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import JobState
-from sqla_jobs._notify import ListenerTask
+from sqla_jobs._notify import ListenerTask, direct_engine
 from sqla_jobs._store.runners import forget_runner
 from sqla_jobs._store.schema import check_runnable
 from sqla_jobs._store.sweep import MAX_CRASHES
@@ -86,6 +87,7 @@ class AsyncRunner(RunnerBase):
         grace: timedelta = timedelta(seconds=30),
         retry_share: float = RETRY_SHARE,
         listen: bool = True,
+        listen_url: str | URL | None = None,
         resources: Any = None,
         middleware: Sequence[Around] = (),
         on_error: OnError | None = None,
@@ -105,17 +107,18 @@ class AsyncRunner(RunnerBase):
             grace=grace,
             retry_share=retry_share,
             listen=listen,
+            listen_url=listen_url,
             resources=resources,
             middleware=middleware,
             on_error=on_error,
             max_crashes=max_crashes,
         )
-        opener_engine = async_engine_of(session_maker, self.tables.root)
-        self._engine = opener_engine
+        engine = self._engine = async_engine_of(session_maker, self.tables.root)
+        self._direct = direct_engine(self.options.listen_url, like=engine)
         self.session_maker = session_maker
-        self._control = AsyncControl(opener_engine)
+        self._control = AsyncControl(engine)
         around = self._around(asynchronous=True)
-        opener = async_opener(session_maker, opener_engine)
+        opener = async_opener(session_maker, engine)
         self._execute = AsyncExecution(around, self._control, opener)
         self._sync = self._sync_execution(sync_session)
         self._batches = AsyncBatches(self._execute)
@@ -286,12 +289,11 @@ class AsyncRunner(RunnerBase):
             await self._close(settler)
 
     def _new_listener(self) -> ListenerTask | None:
-        listener = self._find_listener(self._engine)
-        if listener is None:
+        found = self._find_listener(self._control.engine.sync_engine)
+        if found is None:
             return None
-        engine = self._control.engine.sync_engine
-        channel = self.tables.channel_in(engine.get_execution_options())
-        return ListenerTask(listener, engine, channel, on_wake=self._on_wake)
+        channel = self.tables.channel_in(self._engine.get_execution_options())
+        return ListenerTask(*found, channel, on_wake=self._on_wake)
 
     async def _close(self, settler: asyncio.Task[None]) -> None:
         self._outbox.close()

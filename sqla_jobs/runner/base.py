@@ -14,7 +14,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.limits import Features
@@ -24,7 +24,7 @@ from sqla_jobs._core.settle import Settlement, settle_error
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState, Lane
 from sqla_jobs._core.subscriptions import Subscription, label
 from sqla_jobs._dialects import JobDialect
-from sqla_jobs._notify import Listener, listener_for
+from sqla_jobs._notify import Listener, checked_url, direct_engine, listener_for
 from sqla_jobs._store.claim import (
     DEFAULT_LEASE,
     claim_jobs,
@@ -50,6 +50,9 @@ Key = tuple[int, int]
 class RunnerBase(Upkeep):
     """Bookkeeping of slots, attempts and outcomes; a lock guards all of it."""
 
+    _engine: Engine  # that the application's sessions use for the job table
+    _direct: Engine | None  # of listen_url
+
     def __init__(  # noqa: PLR0913 - one keyword per option
         self,
         job_class: type[Any],
@@ -64,6 +67,7 @@ class RunnerBase(Upkeep):
         grace: timedelta,
         retry_share: float,
         listen: bool,
+        listen_url: str | URL | None,
         resources: Any,
         middleware: Sequence[Around],
         on_error: OnError | None,
@@ -79,6 +83,7 @@ class RunnerBase(Upkeep):
             grace=grace,
             retry_share=retry_share,
             listen=listen,
+            listen_url=checked_url(listen_url),
             resources=resources,
             middleware=tuple(middleware),
             on_error=on_error,
@@ -120,6 +125,7 @@ class RunnerBase(Upkeep):
         poll: timedelta | None = None,
         retry_share: float | None = None,
         listen: bool | None = None,
+        listen_url: str | URL | None = None,
     ) -> None:
         """
         Change options before the runner runs, as if it had been made with them.
@@ -144,11 +150,14 @@ class RunnerBase(Upkeep):
             "poll": poll,
             "retry_share": retry_share,
             "listen": listen,
+            "listen_url": checked_url(listen_url),
         }
         kept = {key: value for key, value in given.items() if value is not None}
-        self.options = replace(
+        options = replace(
             self.options, slots=Slots.of(*asked), name=name or self.name, **kept
         )
+        self._direct = direct_engine(options.listen_url, like=self._engine)
+        self.options = options
         self._slots_asked = asked
         # In place: what runs the attempts holds the same mapping.
         self.handlers.clear()
@@ -182,18 +191,21 @@ class RunnerBase(Upkeep):
 
     # Threads beside the jobs
 
-    def _find_listener(self, engine: Engine) -> Listener | None:
-        if not self.options.listen:
+    def _find_listener(self, engine: Engine) -> tuple[Listener, Engine] | None:
+        """Return what listens, and on which engine: *engine* unless told otherwise."""
+        if not (self.options.listen and self.tables.notify):
             return None
+        engine = self._direct or engine
         found = listener_for(engine)
-        if found is None:
-            log.info(
-                "%s: no wake-ups through the driver %s, polling every %g s",
-                self.name,
-                engine.dialect.driver,
-                self.options.poll.total_seconds(),
-            )
-        return found
+        if found is not None:
+            return found, engine
+        log.info(
+            "%s: no wake-ups through the driver %s, polling every %g s",
+            self.name,
+            engine.dialect.driver,
+            self.options.poll.total_seconds(),
+        )
+        return None
 
     def _start_watch(self, engine: Engine) -> None:
         leases = [cls.__job_options__.lease for cls in self.tables.kinds.values()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
 from sqla_jobs._core.plan import Slots
 from sqla_jobs._store.claim import check_lease, check_share
@@ -31,6 +31,7 @@ class Options:
     grace: timedelta
     retry_share: float
     listen: bool
+    listen_url: URL | None
     resources: Any
     middleware: tuple[Around, ...]
     on_error: OnError | None

@@ -11,13 +11,14 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
 from sqla_jobs._core.plan import RETRY_SHARE, Claim, Queues, Stop, Sweep, Wait
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import JobState
-from sqla_jobs._notify import ListenerThread
+from sqla_jobs._notify import ListenerThread, direct_engine
 from sqla_jobs._store.runners import forget_runner
 from sqla_jobs._store.schema import check_runnable
 from sqla_jobs._store.sweep import MAX_CRASHES
@@ -64,6 +65,9 @@ class Runner(RunnerBase):
             before fresh ones of the same priority when there are more jobs than
             slots; rescued jobs get as much. Default 0.1.
         listen: Whether to hold a connection that wakes the runner. Default True.
+        listen_url: The URL of that connection, straight to PostgreSQL, where the
+            engine goes through a pooler such as PgBouncer; its driver may differ.
+            Default a connection like the engine's.
         resources: Any value, for handlers as ``ctx.resources``.
         middleware: Sync functions ``around(job, ctx, call_next)``, first outermost.
         on_error: Called as ``on_error(job, ctx, exc)`` when an attempt fails; sync.
@@ -89,6 +93,7 @@ class Runner(RunnerBase):
         grace: timedelta = timedelta(seconds=30),
         retry_share: float = RETRY_SHARE,
         listen: bool = True,
+        listen_url: str | URL | None = None,
         resources: Any = None,
         middleware: Sequence[Around] = (),
         on_error: OnError | None = None,
@@ -106,12 +111,14 @@ class Runner(RunnerBase):
             grace=grace,
             retry_share=retry_share,
             listen=listen,
+            listen_url=listen_url,
             resources=resources,
             middleware=middleware,
             on_error=on_error,
             max_crashes=max_crashes,
         )
         self._engine = engine_of(session_maker, self.tables.root)
+        self._direct = direct_engine(self.options.listen_url, like=self._engine)
         self.session_maker = session_maker
         self._control = Control(self._engine)
         around = Surroundings.of(
@@ -271,13 +278,11 @@ class Runner(RunnerBase):
             self._listener.start()
 
     def _new_listener(self) -> ListenerThread | None:
-        listener = self._find_listener(self._engine)
-        if listener is None:
+        found = self._find_listener(self._control.engine)
+        if found is None:
             return None
         channel = self.tables.channel_in(self._engine.get_execution_options())
-        return ListenerThread(
-            listener, self._control.engine, channel, on_wake=self._on_wake
-        )
+        return ListenerThread(*found, channel, on_wake=self._on_wake)
 
     def _close(self) -> None:
         if self._listener is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from sqlalchemy import make_url
 
 from sqla_jobs import Prefix
 from sqla_jobs.cli.commands import command
@@ -98,6 +99,12 @@ TABLE = {
     ),
     "retry-share": (("--retry-share=0", 0.0), ("0.5", 0.5), ("1", 1.0), None),
     "listen": (("--listen", True), ("no", False), ("true", True), None),
+    "listen-url": (
+        ("--listen-url=postgresql://a/b", make_url("postgresql://a/b")),
+        ("postgresql://c/d", make_url("postgresql://c/d")),
+        ('"postgresql://e/f"', make_url("postgresql://e/f")),
+        None,
+    ),
     "name": (("--name=a", "a"), ("b", "b"), ('"c"', "c"), None),
     "burst": (("--no-burst", False), ("1", True), ("false", False), False),
     "fail-on-error": (
@@ -167,7 +174,7 @@ def test_runner_takes_what_was_configured(
         grace = 7
         lease = 8
         poll = 0.5
-        listen = false
+        listen_url = "postgresql+psycopg://me:secret@direct/db"
         processes = 4
     """
 
@@ -186,7 +193,7 @@ def test_runner_takes_what_was_configured(
         "grace": "7 s",
         "lease": "8 s",
         "poll": "0.5 s",
-        "listen": "no",
+        "listen": "yes, at postgresql+psycopg://me:***@direct/db",
     }
 
 
@@ -231,6 +238,7 @@ def test_file_without_the_section_is_passed_by(
         ("grace = -1", "must be zero or more seconds, got -1"),
         ("lease = 1", "lease must be 3 s or more, got 1 s"),
         ("poll = 0", "must be above zero, got 0"),
+        ("listen-url = 'here'", "listen_url='here' is no database URL; write postgres"),
         ("listen = 'yes'", "must be true or false, got 'yes'"),
         ("log-level = 'loud'", "must be one of debug, info, warning, error, critical"),
         ("log-format = 3", "must be one of text, json, got 3"),
