@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -206,6 +206,36 @@ class JobDialect(ABC):
     @abstractmethod
     def is_refusal(self, exc: BaseException) -> bool:
         """Return whether *exc* says that a value cannot be stored."""
+
+    @abstractmethod
+    def is_demoted(self, exc: BaseException) -> bool:
+        """Return whether *exc* says that the server takes writes no longer."""
+
+    @abstractmethod
+    def limit_session(self, connection: Any, raw: Any, limit: timedelta) -> bool:
+        """
+        Bound what a new connection of ours may wait for, on the server's side.
+
+        Commits. Nothing is set, and the answer is False, where a pooler stands between:
+        the session belongs to others too; then `limit_transaction` bounds each
+        transaction.
+
+        Args:
+            connection: The DBAPI connection, as SQLAlchemy adapts it.
+            raw: The driver's own.
+            limit: The longest statement, and the longest silence in a transaction.
+        """
+
+    @abstractmethod
+    def limit_transaction(self, connection: Any, limit: timedelta) -> None:
+        """Do the same for the transaction that begins on the DBAPI *connection*."""
+
+    @abstractmethod
+    def limit_commit(self) -> ColumnElement[Any]:
+        """
+        Return an expression for the last statement before a COMMIT: if that does not
+        follow, because the client is gone, the server ends the transaction.
+        """
 
     @staticmethod
     def sqlstate(exc: BaseException) -> str | None:

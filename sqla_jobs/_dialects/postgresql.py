@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -30,17 +30,18 @@ from sqlalchemy.exc import DataError, DBAPIError, DisconnectionError, StatementE
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.types import TypeEngine
 
-from sqla_jobs._dialects import pg_catalog, pg_copy
+from sqla_jobs._dialects import pg_catalog, pg_copy, pg_session
 from sqla_jobs._dialects.base import FoundTable, JobDialect, bind
 
 # Class 40: transaction rollback (manual, appendix A).
 CONFLICTS = frozenset({"40001", "40P01"})
+READ_ONLY = "25006"  # a standby, also one that was the primary
 # Class 08 and 57P: no connection, shutdown, starting up; 25006: a standby;
 # 53300: too many connections; the others: what a server may answer to a connection
 # while it is set up, which psycopg reports without a SQLSTATE.
 OUTAGES = frozenset(
     {
-        *("57P01", "57P02", "57P03", "25006", "53300"),
+        *("57P01", "57P02", "57P03", READ_ONLY, "53300"),
         *("28000", "28P01", "3D000", "55000"),
     }
 )
@@ -191,6 +192,22 @@ class PostgreSQLDialect(JobDialect):
         return isinstance(exc, DataError) or any(
             isinstance(cause, ValueError | OverflowError) for cause in causes
         )
+
+    def is_demoted(self, exc: BaseException) -> bool:
+        """Return whether *exc* is the refusal of a standby."""
+        return self.sqlstate(exc) == READ_ONLY
+
+    def limit_session(self, connection: Any, raw: Any, limit: timedelta) -> bool:
+        """Set the session's timeouts and keepalives, unless a pooler is between."""
+        return pg_session.limit_session(connection, raw, limit)
+
+    def limit_transaction(self, connection: Any, limit: timedelta) -> None:
+        """Set the transaction's timeouts."""
+        pg_session.limit_transaction(connection, limit)
+
+    def limit_commit(self) -> ColumnElement[Any]:
+        """Return ``set_config(...)`` for the rest of the transaction."""
+        return pg_session.limit_commit()
 
 
 def _lost_before_an_answer(exc: DBAPIError) -> bool:

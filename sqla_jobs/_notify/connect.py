@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import Engine
 from sqlalchemy.util import greenlet_spawn
+
+from sqla_jobs._dialects import sockets
 
 STEP = 0.25
 """Seconds until a sync listener notices its stop."""
@@ -63,13 +63,6 @@ async def connected(
         await close(raw)
 
 
-def fail_fast(fd: int) -> None:
-    """Let the socket fail when the peer is silent for `CHECK_TIMEOUT`."""
-    # Without this a query to a vanished peer waits for about 15 minutes.
-    option = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if option is None:
-        return
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        if sock.family in (socket.AF_INET, socket.AF_INET6):
-            milliseconds = int(CHECK_TIMEOUT * 1000)
-            sock.setsockopt(socket.IPPROTO_TCP, option, milliseconds)
+def fail_fast(raw: Any) -> None:
+    """Let the driver's connection fail after `CHECK_TIMEOUT` without an answer."""
+    sockets.fail_when_silent(raw, CHECK_TIMEOUT)

@@ -56,7 +56,7 @@ class PsycopgListener:
             TimeoutError: If the server no longer answers.
         """
         async with connecting.connected(engine, _close) as raw:
-            connecting.fail_fast(raw.fileno())
+            connecting.fail_fast(raw)
             await raw.set_autocommit(True)
             await raw.execute(_listen(channel))
             on_wake()
@@ -72,7 +72,7 @@ class PsycopgListener:
 def _listening(engine: Engine, channel: str) -> Iterator[psycopg.Connection[Any]]:
     raw = connecting.connect(engine)
     try:
-        connecting.fail_fast(raw.fileno())
+        connecting.fail_fast(raw)
         raw.autocommit = True
         raw.execute(_listen(channel))
         yield raw

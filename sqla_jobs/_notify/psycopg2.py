@@ -59,7 +59,7 @@ class Psycopg2Listener:
 def _listening(engine: Engine, channel: str) -> Iterator[Any]:
     raw = connecting.connect(engine)
     try:
-        connecting.fail_fast(raw.fileno())
+        connecting.fail_fast(raw)
         raw.autocommit = True
         quoted = channel.replace('"', '""')
         _execute(raw, f'LISTEN "{quoted}"')

@@ -12,7 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
 from sqla_jobs._dialects import dialect_of
-from sqla_jobs.runner.control import CONFLICT_RETRIES, clone_engine, conflict_pause
+from sqla_jobs.runner.control import (
+    CONFLICT_RETRIES,
+    Limits,
+    clone_engine,
+    conflict_pause,
+)
 
 T = TypeVar("T")
 
@@ -20,8 +25,8 @@ T = TypeVar("T")
 class AsyncControl:
     """Short transactions on connections of the runner's own."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = AsyncEngine(clone_engine(engine))
+    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+        self.engine = AsyncEngine(clone_engine(engine, limits))
         self.dialect = dialect_of(self.engine.sync_engine)
 
     async def run(self, work: Callable[[Session], T]) -> T:

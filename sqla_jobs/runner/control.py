@@ -6,28 +6,81 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool
 
-from sqla_jobs._dialects import dialect_of
+from sqla_jobs._dialects import JobDialect, dialect_of, sockets
+from sqla_jobs._store.claim import DEFAULT_LEASE
 from sqla_jobs.errors import JobValueError
 
 log = logging.getLogger("sqla_jobs")
 T = TypeVar("T")
 CONFLICT_RETRIES = 10
 CONTROL_CONNECTIONS = 3
+SHARED = "sqla_jobs.shared"  # in the info of a connection that goes through a pooler
 
 
-def clone_engine(engine: Engine, *, size: int = CONTROL_CONNECTIONS) -> Engine:
+class Limits:
+    """How long connections of a runner may be silent, and which of them are at work."""
+
+    def __init__(self, lease: timedelta = DEFAULT_LEASE) -> None:
+        self.lease = lease
+        self._busy: dict[int, tuple[float, Any]] = {}
+
+    @property
+    def statement(self) -> timedelta:
+        """The longest statement, and the longest silence in a transaction."""
+        return min(max(2 * self.lease, timedelta(seconds=10)), timedelta(minutes=5))
+
+    @property
+    def transaction(self) -> timedelta:
+        """The longest transaction; then the server is taken for dead."""
+        return 2 * self.statement
+
+    @property
+    def network_seconds(self) -> float:
+        """Seconds for which the network may swallow everything."""
+        return max(2.0, min(10.0, self.lease.total_seconds() / 3))
+
+    def hang_up(self, older_than: float) -> None:
+        """End connections that have been at work for more than *older_than* seconds."""
+        now = time.monotonic()
+        for key, (since, raw) in list(self._busy.items()):
+            if now - since > older_than and self._busy.pop(key, None) is not None:
+                log.warning(
+                    "no answer for %.0f s: a connection is given up", now - since
+                )
+                sockets.hang_up(raw)
+
+    def watch(self, pool: Pool) -> None:
+        """Note which connections of *pool* are at work."""
+
+        def begins(_: Any, record: Any, __: Any) -> None:
+            self._busy[id(record)] = time.monotonic(), record.driver_connection
+
+        def ends(_: Any, record: Any) -> None:
+            self._busy.pop(id(record), None)
+
+        event.listen(pool, "checkout", begins)
+        event.listen(pool, "checkin", ends)
+        event.listen(pool, "detach", ends)  # a listener's, which waits for hours
+
+
+def clone_engine(
+    engine: Engine, limits: Limits | None = None, *, size: int = CONTROL_CONNECTIONS
+) -> Engine:
     """
     Return an engine with the same creator, connect arguments and pool events, and a
     small pool of its own: a handler that waits for the user's pool must not stop the
-    heartbeat.
+    heartbeat. Its connections keep to *limits*.
     """
+    limits = limits or Limits()
     pool_class = AsyncAdaptedQueuePool if engine.dialect.is_async else QueuePool
     pool = pool_class(
         engine.pool._creator,  # the only way to the connect arguments
@@ -44,7 +97,47 @@ def clone_engine(engine: Engine, *, size: int = CONTROL_CONNECTIONS) -> Engine:
         execution_options=dict(engine.get_execution_options()),
         hide_parameters=True,
     )
+    drop_pool_of_standby(engine)
+    limits.watch(pool)
+    _limit_connections(clone, dialect_of(engine), limits)
     return clone.execution_options(isolation_level="READ COMMITTED")
+
+
+def _limit_connections(engine: Engine, dialect: JobDialect, limits: Limits) -> None:
+    def connected(connection: Any, record: Any) -> None:
+        raw = record.driver_connection
+        sockets.fail_when_silent(raw, limits.network_seconds)
+        if not dialect.limit_session(connection, raw, limits.statement):
+            record.info[SHARED] = True
+            # Not before: whatever listens to an engine costs time at each statement.
+            if not event.contains(engine, "begin", begun):
+                event.listen(engine, "begin", begun)
+
+    def begun(connection: Connection) -> None:
+        if SHARED in connection.info:
+            own = connection.connection.dbapi_connection
+            dialect.limit_transaction(own, limits.statement)
+
+    event.listen(engine.pool, "connect", connected)
+
+
+def drop_pool_of_standby(engine: Engine) -> None:
+    """
+    Let *engine* drop its whole pool when the server refuses to write.
+
+    After a failover its connections may all lead to what was the primary, alive and
+    well; new ones lead to wherever the application's URL or name points by then.
+    """
+    if not event.contains(engine, "handle_error", _is_away_if_demoted):
+        event.listen(engine, "handle_error", _is_away_if_demoted)
+
+
+def _is_away_if_demoted(context: ExceptionContext) -> None:
+    connection = context.connection
+    if connection is None:
+        return  # none was made
+    if dialect_of(connection).is_demoted(context.original_exception):
+        context.is_disconnect = True
 
 
 def bind_of(session: Session, root: type[Any]) -> Engine:
@@ -69,8 +162,8 @@ def bind_of(session: Session, root: type[Any]) -> Engine:
 class Control:
     """Short transactions on connections of the runner's own."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = clone_engine(engine)
+    def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+        self.engine = clone_engine(engine, limits)
         self.dialect = dialect_of(self.engine)
 
     def run(self, work: Callable[[Session], T]) -> T:

@@ -1,0 +1,96 @@
+"""What bounds the connections of our own on PostgreSQL's side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, func, literal_column
+
+IDLE = "idle_in_transaction_session_timeout"
+COMMIT_SECONDS = 10  # from a fence to its COMMIT, which follows at once
+PROBE_SECONDS = 10  # until an idle client is asked, and between two questions
+PROBES = 3
+SETTING = """
+SELECT count(pg_catalog.set_config(name, value, {is_local}))
+FROM (VALUES {rows}) AS given (name, value)
+WHERE {where} AND pg_catalog.current_setting(name, true) IS NOT NULL
+"""
+
+
+def limit_session(connection: Any, raw: Any, limit: timedelta) -> bool:
+    """
+    Set *limit* for the session, and commit; return False if it is not ours alone.
+
+    A pooler tells its clients a process id of its own making, since the server's
+    changes with each transaction. The settings are made by the statement that compares
+    them: a second one might reach another server process.
+    """
+    pid = _told_pid(raw)
+    if pid is None:
+        return False
+    settings = _timeouts(limit) | _keepalives(limit)
+    ours = f"pg_catalog.pg_backend_pid() = {pid}"
+    found = _set(connection, settings, is_local="false", where=ours)
+    connection.commit()
+    return found > 0
+
+
+def limit_transaction(connection: Any, limit: timedelta) -> None:
+    """Set *limit* for the transaction that has just begun."""
+    _set(connection, _timeouts(limit), is_local="true", where="true")
+
+
+def limit_commit() -> ColumnElement[Any]:
+    """Return what keeps a transaction that should commit now from lasting for ever."""
+    words = f"'{IDLE}'", f"'{COMMIT_SECONDS}s'", "true"
+    return func.set_config(*map(literal_column, words))
+
+
+def _timeouts(limit: timedelta) -> dict[str, int]:
+    # Those of the role or the database are meant for others; 0 means none, and a lock
+    # is waited for no longer than the statement may take.
+    bounds = dict.fromkeys(("lock_timeout", "transaction_timeout"), 0)
+    return bounds | dict.fromkeys((IDLE, "statement_timeout"), _milliseconds(limit))
+
+
+def _keepalives(limit: timedelta) -> dict[str, int]:
+    # The server notices a vanished client too; without effect on Unix sockets.
+    return {
+        "idle_session_timeout": 0,
+        "tcp_keepalives_idle": PROBE_SECONDS,
+        "tcp_keepalives_interval": PROBE_SECONDS,
+        "tcp_keepalives_count": PROBES,
+        "tcp_user_timeout": min(_milliseconds(limit), 1000 * PROBE_SECONDS * PROBES),
+    }
+
+
+def _set(
+    connection: Any, settings: Mapping[str, int], *, is_local: str, where: str
+) -> int:
+    """Set what this version of the server knows of *settings*; return how many."""
+    rows = ", ".join(f"('{name}', '{value}')" for name, value in settings.items())
+    statement = SETTING.format(rows=rows, is_local=is_local, where=where)
+    cursor = connection.cursor()
+    try:
+        cursor.execute(statement)
+        count: int = cursor.fetchone()[0]
+    finally:
+        cursor.close()
+    return count
+
+
+def _told_pid(raw: Any) -> int | None:
+    """Return the process id of the server that the driver was told on connecting."""
+    if hasattr(raw, "get_server_pid"):  # asyncpg
+        pid = raw.get_server_pid()
+    elif hasattr(raw, "_backend_key_data"):  # pg8000
+        pid = int.from_bytes(raw._backend_key_data[:4])
+    else:  # psycopg and psycopg2
+        pid = getattr(getattr(raw, "info", None), "backend_pid", None)
+    return pid if isinstance(pid, int) else None
+
+
+def _milliseconds(limit: timedelta) -> int:
+    return round(limit.total_seconds() * 1000)
