@@ -46,9 +46,7 @@ class Account(Base):
 
 
 class Posting(Base):
-    """
-    One effect of a step of a job; of nothing unique, so that a double one is seen.
-    """
+    """One effect of a step of a job; nothing is unique: a double one is seen."""
 
     __tablename__ = "postings"
 
@@ -122,6 +120,11 @@ def steps_of(kind: str, payload: dict[str, Any]) -> list[str]:
             return []
         case _:
             return [kind]
+
+
+def reports_of(kind: str) -> list[str]:
+    """Return what jobs of a kind tell the ledger."""
+    return [kind] if kind in ("transfer", "note") else []
 
 
 class Mishap(Exception):

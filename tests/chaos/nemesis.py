@@ -7,6 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -96,10 +97,8 @@ class Sigstop(_Plain):
     def heal(self) -> None:
         """Wake it up."""
         if self._stopped is not None:
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(self._stopped, signal.SIGCONT)
-            except ProcessLookupError:
-                pass
             self._stopped = None
 
 

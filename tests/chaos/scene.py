@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from tests.chaos.app import ACCOUNTS, OPENING, Account, Base
@@ -166,8 +167,16 @@ class Worker:
         self.scene.logs.append((name, line.decode(errors="replace").rstrip("\n")))
 
     def await_ready(self, seconds: float = PATIENCE) -> bool:
-        """Wait until its runner is made; return whether it was."""
-        return self._ready.wait(seconds)
+        """Wait until its runner works; return whether it does."""
+        until = time.monotonic() + seconds
+        self._ready.wait(seconds)
+        stmt = text("SELECT count(*) FROM jobs_runners WHERE name = :name")
+        while time.monotonic() < until:
+            with suppress(DBAPIError), self.scene.engine.connect() as connection:
+                if connection.scalar(stmt, {"name": self.runner_name}):
+                    return True
+            time.sleep(0.05)
+        return False
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, unless the process has ended."""
