@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
 from sqla_jobs._core.plan import RETRY_SHARE, Claim, Queues, Stop, Sweep, Wait
@@ -23,7 +22,7 @@ from sqla_jobs._store.runners import forget_runner
 from sqla_jobs._store.schema import check_runnable
 from sqla_jobs._store.sweep import MAX_CRASHES
 from sqla_jobs.runner.attempt import Attempt, Interruption
-from sqla_jobs.runner.base import RunnerBase
+from sqla_jobs.runner.base import FORCED_SECONDS, RunnerBase
 from sqla_jobs.runner.batch import AsyncBatches, SyncBatches, units
 from sqla_jobs.runner.control import Control, Outage
 from sqla_jobs.runner.execute import (
@@ -42,7 +41,6 @@ from sqla_jobs.runner.sessions import (
     sync_opener,
 )
 from sqla_jobs.runner.signals import stop_loop_on_signals
-from sqla_jobs.runner.threads import FORCED_SECONDS
 from sqla_jobs.runner.workers import Tasks, Workers
 
 if TYPE_CHECKING:
@@ -116,7 +114,8 @@ class AsyncRunner(RunnerBase):
         engine = self._engine = async_engine_of(session_maker, self.tables.root)
         self._direct = direct_engine(self.options.listen_url, like=engine)
         self.session_maker = session_maker
-        self._control = AsyncControl(engine)
+        self._control = AsyncControl(engine, self.limits)
+        self._dialect = self._control.dialect
         around = self._around(asynchronous=True)
         opener = async_opener(session_maker, engine)
         self._execute = AsyncExecution(around, self._control, opener)
@@ -129,9 +128,8 @@ class AsyncRunner(RunnerBase):
         self._main: asyncio.Task[None] | None = None
 
     def _around(self, *, asynchronous: bool) -> Surroundings:
-        options, dialect = self.options, self._control.dialect
         return Surroundings.of(
-            options, self.handlers, dialect, asynchronous=asynchronous
+            self.options, self.handlers, self._dialect, asynchronous=asynchronous
         )
 
     def _sync_execution(self, maker: sessionmaker[Any] | None) -> SyncExecution | None:
@@ -139,7 +137,8 @@ class AsyncRunner(RunnerBase):
             return None
         engine = engine_of(maker, self.tables.root)
         around = self._around(asynchronous=False)
-        return SyncExecution(around, Control(engine), sync_opener(maker, engine))
+        control = Control(engine, self.limits)
+        return SyncExecution(around, control, sync_opener(maker, engine))
 
     # Public verbs
 
@@ -300,13 +299,14 @@ class AsyncRunner(RunnerBase):
         self._filled.set()
         await asyncio.wait([settler], timeout=FORCED_SECONDS if self.forced else None)
         settler.cancel()
-        await asyncio.to_thread(self._stop_watch)
         try:
             await self._control.run(
                 partial(forget_runner, tables=self.tables, runner_id=self.id)
             )
         except Exception as exc:  # noqa: BLE001 - it is deleted later by others
             log.debug("%s: its row stays: %s", self.name, exc)
+        finally:
+            await asyncio.to_thread(self._stop_watch)
         log.info("%s: stopped", self.name)
 
     async def _steps(self, workers: Workers) -> None:
@@ -348,16 +348,6 @@ class AsyncRunner(RunnerBase):
                 self._tasks.start(self._work(unit[0]), unit)
             else:
                 self._tasks.start(self._work_batch(unit))
-
-    def _database_failed(self, exc: Exception) -> None:
-        if not isinstance(exc, DBAPIError | OSError) and not self._outage_like(exc):
-            raise exc
-        pause = self._outage.failed(exc)
-        with self._lock:
-            self._plan.away(time.monotonic(), pause)
-
-    def _outage_like(self, exc: Exception) -> bool:
-        return self._control.dialect.is_outage(exc)
 
     async def _check_tables(self) -> None:
         engine = self._control.engine
@@ -459,7 +449,7 @@ class AsyncRunner(RunnerBase):
                     partial(self._settle_work, batch=batch)
                 )
             except Exception as exc:  # noqa: BLE001 - whatever it is may pass
-                parts = self._refused(batch, exc, self._control.dialect)
+                parts = self._refused(batch, exc, self._dialect)
                 if parts is None:
                     await asyncio.sleep(outage.failed(exc))
                     continue

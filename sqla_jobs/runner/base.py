@@ -15,6 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import URL, Engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.limits import Features
@@ -36,7 +37,7 @@ from sqla_jobs.errors import Difference
 from sqla_jobs.handlers import Handler
 from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.runner.attempt import Attempt, Interruption
-from sqla_jobs.runner.control import Outage
+from sqla_jobs.runner.control import Limits, Outage
 from sqla_jobs.runner.execute import Around, OnError, log_fields
 from sqla_jobs.runner.options import Options, check_callables, choose_handlers
 from sqla_jobs.runner.outbox import Outbox, Outgoing
@@ -45,10 +46,13 @@ from sqla_jobs.runner.watch import Heartbeat, Watchdog
 
 log = logging.getLogger("sqla_jobs")
 Key = tuple[int, int]
+FORCED_SECONDS = 2.0  # for outcomes to be written after a forced stop
 
 
 class RunnerBase(Upkeep):
     """Bookkeeping of slots, attempts and outcomes; a lock guards all of it."""
+
+    _dialect: JobDialect
 
     _engine: Engine  # that the application's sessions use for the job table
     _direct: Engine | None  # of listen_url
@@ -91,6 +95,7 @@ class RunnerBase(Upkeep):
         )
         check_callables(self.options, runs)
         self.handlers = choose_handlers(self.tables, kinds, runs)
+        self.limits = Limits(self._shortest_lease())
         self.forced = False
         self.failures = 0  # attempts since `run` that ended retryable or discarded
         self._runs, self._slots_asked = runs, (concurrency, queues)
@@ -163,7 +168,13 @@ class RunnerBase(Upkeep):
         self.handlers.clear()
         self.handlers.update(handlers)
         self._outage.name = self.name
+        self.limits.lease = self._shortest_lease()
         self._plan = self._new_plan(burst=False)
+
+    def _shortest_lease(self) -> timedelta:
+        options = [cls.__job_options__ for cls in self.tables.kinds.values()]
+        own: list[timedelta] = [one.lease for one in options if one.lease]
+        return min([self.options.lease, *own])
 
     def _new_plan(self, *, burst: bool) -> Plan:
         return Plan(
@@ -208,18 +219,19 @@ class RunnerBase(Upkeep):
         return None
 
     def _start_watch(self, engine: Engine) -> None:
-        leases = [cls.__job_options__.lease for cls in self.tables.kinds.values()]
-        shortest = min([self.options.lease, *(lease for lease in leases if lease)])
         self._heartbeat = Heartbeat(
             self.name,
             engine,
             self.tables,
             attempts=self._live,
             interrupt=self._interrupt,
-            lease=shortest,
+            limits=self.limits,
         )
         self._watchdog = Watchdog(
-            self.name, attempts=self._live, interrupt=self._interrupt
+            self.name,
+            attempts=self._live,
+            interrupt=self._interrupt,
+            hang_up=self._hang_up,
         )
         self._heartbeat.start()
         self._watchdog.start()
@@ -228,6 +240,22 @@ class RunnerBase(Upkeep):
         for thread in (self._heartbeat, self._watchdog):
             if thread is not None:
                 thread.stop()
+
+    def _hang_up(self, now: float) -> None:
+        """Give up connections whose server is too long about its answer, or dead."""
+        forced = now > self._stop_by + FORCED_SECONDS
+        longest = FORCED_SECONDS if forced else self.limits.transaction.total_seconds()
+        self.limits.hang_up(longest)
+
+    def _database_failed(self, exc: Exception) -> None:
+        if not isinstance(exc, DBAPIError | OSError) and not self._outage_like(exc):
+            raise exc
+        pause = self._outage.failed(exc)
+        with self._lock:
+            self._plan.away(time.monotonic(), pause)
+
+    def _outage_like(self, exc: Exception) -> bool:
+        return self._dialect.is_outage(exc)
 
     def _live(self) -> list[Attempt]:
         with self._lock:

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import URL
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import sessionmaker
 
 from sqla_jobs._core.plan import RETRY_SHARE, Claim, Queues, Stop, Sweep, Wait
@@ -24,7 +23,7 @@ from sqla_jobs._store.schema import check_runnable
 from sqla_jobs._store.sweep import MAX_CRASHES
 from sqla_jobs.handlers import Handler
 from sqla_jobs.runner.attempt import Attempt, Interruption
-from sqla_jobs.runner.base import RunnerBase
+from sqla_jobs.runner.base import FORCED_SECONDS, RunnerBase
 from sqla_jobs.runner.batch import SyncBatches, units
 from sqla_jobs.runner.control import Control, Outage
 from sqla_jobs.runner.execute import Around, OnError, Surroundings, SyncExecution
@@ -35,7 +34,6 @@ from sqla_jobs.runner.signals import stop_on_signals
 from sqla_jobs.runner.workers import Workers
 
 log = logging.getLogger("sqla_jobs")
-FORCED_SECONDS = 2.0  # for outcomes to be written after a forced stop
 
 
 class Runner(RunnerBase):
@@ -120,7 +118,8 @@ class Runner(RunnerBase):
         self._engine = engine_of(session_maker, self.tables.root)
         self._direct = direct_engine(self.options.listen_url, like=self._engine)
         self.session_maker = session_maker
-        self._control = Control(self._engine)
+        self._control = Control(self._engine, self.limits)
+        self._dialect = self._control.dialect
         around = Surroundings.of(
             self.options, self.handlers, self._control.dialect, asynchronous=False
         )
@@ -291,13 +290,14 @@ class Runner(RunnerBase):
         if self._settler is not None:
             self._settler.join(FORCED_SECONDS if self.forced else None)
         self._outbox.drop()
-        self._stop_watch()
         try:
             self._control.run(
                 partial(forget_runner, tables=self.tables, runner_id=self.id)
             )
         except Exception as exc:  # noqa: BLE001 - it is deleted later by others
             log.debug("%s: its row stays: %s", self.name, exc)
+        finally:
+            self._stop_watch()
         log.info("%s: stopped", self.name)
 
     def _loop(self, workers: Workers) -> None:
@@ -326,16 +326,6 @@ class Runner(RunnerBase):
 
     def _until_forced(self, now: float) -> float:
         return max(0.01, self._stop_by - now)
-
-    def _database_failed(self, exc: Exception) -> None:
-        if not isinstance(exc, DBAPIError | OSError) and not self._outage_like(exc):
-            raise exc
-        pause = self._outage.failed(exc)
-        with self._lock:
-            self._plan.away(time.monotonic(), pause)
-
-    def _outage_like(self, exc: Exception) -> bool:
-        return self._control.dialect.is_outage(exc)
 
     def _check_tables(self) -> None:
         self._note_differences(check_runnable(self._control.engine, self.tables))
@@ -395,7 +385,7 @@ class Runner(RunnerBase):
             try:
                 states = self._control.run(partial(self._settle_work, batch=batch))
             except Exception as exc:  # noqa: BLE001 - whatever it is may pass
-                parts = self._refused(batch, exc, self._control.dialect)
+                parts = self._refused(batch, exc, self._dialect)
                 if parts is None:
                     time.sleep(outage.failed(exc))
                     continue

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from sqla_jobs._store.lease import Renewed, renew_many
 from sqla_jobs.models import JobTables
 from sqla_jobs.runner.attempt import Attempt, Interruption
-from sqla_jobs.runner.control import Control, Outage
+from sqla_jobs.runner.control import Control, Limits, Outage
 
 if TYPE_CHECKING:
     from sqla_jobs.runner.acontrol import AsyncControl
@@ -47,13 +47,13 @@ class Heartbeat(threading.Thread):
         *,
         attempts: Attempts,
         interrupt: Interrupt,
-        lease: timedelta,
+        limits: Limits,
     ) -> None:
         super().__init__(name=f"{name}-heartbeat", daemon=True)
-        self.engine, self.tables = engine, tables
+        self.engine, self.tables, self.limits = engine, tables, limits
         self.attempts, self.interrupt = attempts, interrupt
         self.outage = Outage(self.name)
-        self.tick = max(0.1, min(PROGRESS_SECONDS, lease.total_seconds() / 12))
+        self.tick = max(0.1, min(PROGRESS_SECONDS, limits.lease.total_seconds() / 12))
         self.renewals = 0
         self._stop_event = threading.Event()
 
@@ -69,7 +69,7 @@ class Heartbeat(threading.Thread):
             with asyncio.Runner() as loop:
                 loop.run(self._run_async())
         else:
-            control = Control(self.engine)
+            control = Control(self.engine, self.limits)
             while not self._stop_event.wait(self.tick):
                 for work, group in self.due():
                     self._note(group, partial(control.run, work))
@@ -78,7 +78,7 @@ class Heartbeat(threading.Thread):
     async def _run_async(self) -> None:
         from sqla_jobs.runner.acontrol import AsyncControl
 
-        control = AsyncControl(self.engine)
+        control = AsyncControl(self.engine, self.limits)
         while not self._stop_event.wait(self.tick):
             for work, group in self.due():
                 await self._anote(group, control, work)
@@ -157,11 +157,24 @@ def _renewing(
 
 
 class Watchdog(threading.Thread):
-    """Interrupts attempts at their timeout, and before a lease runs out unrenewed."""
+    """
+    Interrupts attempts at their timeout, and before a lease runs out unrenewed.
 
-    def __init__(self, name: str, *, attempts: Attempts, interrupt: Interrupt) -> None:
+    It needs no database, so it goes on when the server answers no more; *hang_up* is
+    called at least every second, to end connections that wait for it in vain.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        attempts: Attempts,
+        interrupt: Interrupt,
+        hang_up: Callable[[float], None],
+    ) -> None:
         super().__init__(name=f"{name}-watchdog", daemon=True)
         self.attempts, self.interrupt = attempts, interrupt
+        self.hang_up = hang_up
         self._woken = threading.Event()
         self._stopped = False
         self._next = float("inf")
@@ -187,6 +200,7 @@ class Watchdog(threading.Thread):
 
     def look(self, now: float) -> float:
         """Interrupt what is due at *now*; return the seconds until the next look."""
+        self.hang_up(now)
         nearest = now + 1.0
         for attempt in self.attempts():
             if attempt.ended or attempt.interruption is not None:
