@@ -1,0 +1,51 @@
+"""The public API does what the documentation says, whatever is called in what order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import Engine, create_engine
+
+from tests.model.machine import Machine
+from tests.model.shapes import Base
+
+EXAMPLES = int(os.environ.get("SQLA_JOBS_MODEL_EXAMPLES", "100"))
+"""How many random runs; before a release some thousands."""
+
+STEPS = int(os.environ.get("SQLA_JOBS_MODEL_STEPS", "40"))
+SHRINK = not os.environ.get("SQLA_JOBS_MODEL_FAST")
+PHASES = [Phase.generate, *([Phase.shrink] if SHRINK else [])]
+
+
+@pytest.fixture
+def model_engine(dsn: str) -> Iterator[Engine]:
+    """Yield an engine with the model's tables."""
+    engine = create_engine(dsn, pool_size=1, max_overflow=0)
+    Base.metadata.create_all(engine)
+    yield engine
+    Base.metadata.drop_all(engine)
+    engine.dispose()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_api_agrees_with_the_oracle(model_engine: Engine) -> None:
+    """No sequence of calls leaves the tables other than the documentation says."""
+    Machine.engine = model_engine
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            report_multiple_bugs=False,
+            phases=PHASES,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
