@@ -11,16 +11,33 @@ DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--driver``, which runs the protocol's and the runners' tests on it."""
+    """Add options that run the protocol's and the runners' tests another way."""
     parser.addoption(
         "--driver", choices=DRIVERS, default="psycopg", help="the driver of the tests"
     )
+    parser.addoption(
+        "--pooler", choices=["poll", "listen"], help="PgBouncer; how jobs are found"
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what --pooler rules out."""
+    if item.config.getoption("pooler"):
+        from tests.pooler.plugin import skip_direct
+
+        skip_direct(item)
 
 
 @pytest.fixture(scope="session")
-def dsn(sqla_jobs_dsn: str) -> str:
-    """Return the URL of this process's database, which starts empty."""
-    return sqla_jobs_dsn
+def dsn(sqla_jobs_dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Yield the URL of this process's database, which starts empty."""
+    mode = request.config.getoption("pooler")
+    if mode is None:
+        yield sqla_jobs_dsn
+        return
+    from tests.pooler.plugin import pooled_dsn
+
+    yield from pooled_dsn(mode, sqla_jobs_dsn)
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ NOW = constant(timedelta(0))
 POLL = timedelta(milliseconds=50)
 LEASE = timedelta(seconds=3)
 PATIENCE = 20.0  # seconds until a wait is given up
+LISTEN_URL: str | None = None  # of runners whose engine goes through a pooler
 
 
 class Base(DeclarativeBase):
@@ -421,7 +422,8 @@ class Kit:
     @staticmethod
     def defaults(options: dict[str, Any]) -> dict[str, Any]:
         """Return *options* with those of a test: short polls and grace."""
-        quick = {"poll": POLL, "grace": timedelta(seconds=5), "concurrency": 4}
+        quick: dict[str, Any] = {"poll": POLL, "grace": timedelta(seconds=5)}
+        quick |= {"concurrency": 4, "listen_url": LISTEN_URL}
         if "queues" in options:
             del quick["concurrency"]
         return quick | options
