@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    ColumnElement,
     Executable,
     Integer,
     Interval,
@@ -62,6 +63,7 @@ def fence(  # noqa: PLR0913 - one keyword per column
     checkpoint: str | None = None,
     progress: str | None = None,
     extra_attempts: int = 0,
+    commits: bool = False,
     now: datetime | None = None,
 ) -> Held | None:
     """
@@ -76,6 +78,8 @@ def fence(  # noqa: PLR0913 - one keyword per column
         checkpoint: JSON text to save; None keeps the saved one.
         progress: JSON text to save; None keeps the saved one.
         extra_attempts: Raises ``max_attempts``, 0 or more.
+        commits: Whether the COMMIT follows at once; should it never come, the server
+            ends the transaction, and with it the lock, after 10 s.
     """
     params = {
         "job": job_id,
@@ -87,12 +91,24 @@ def fence(  # noqa: PLR0913 - one keyword per column
         "extra": extra_attempts,
         "now": now,
     }
-    row = execute(session, tables, _fencing, params).first()
+    build = _fencing_commit if commits else _fencing
+    row = execute(session, tables, build, params).first()
     return None if row is None else Held(row[0], row[1] is not None, row[2])
 
 
 @built_once
 def _fencing(tables: JobTables, dialect: JobDialect) -> Executable:
+    return _fence(tables, dialect)
+
+
+@built_once
+def _fencing_commit(tables: JobTables, dialect: JobDialect) -> Executable:
+    return _fence(tables, dialect, dialect.limit_commit())
+
+
+def _fence(
+    tables: JobTables, dialect: JobDialect, *extra: ColumnElement[Any]
+) -> Executable:
     job = tables.table.c
     checkpoint = dialect.json(bind("checkpoint", Text()))
     progress = dialect.json(bind("progress", Text()))
@@ -114,7 +130,7 @@ def _fencing(tables: JobTables, dialect: JobDialect) -> Executable:
             progress=func.coalesce(progress, job.progress),
             max_attempts=job.max_attempts + bind("extra", Integer()),
         )
-        .returning(job.leased_until, job.cancel_requested_at, job.reason)
+        .returning(job.leased_until, job.cancel_requested_at, job.reason, *extra)
     )
 
 

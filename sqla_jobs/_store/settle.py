@@ -14,6 +14,7 @@ from sqlalchemy import (
     Float,
     FromClause,
     Integer,
+    Select,
     Text,
     Update,
     case,
@@ -64,6 +65,7 @@ def settle(
     settlements: Sequence[Settlement],
     *,
     wait: bool = True,
+    commits: bool = False,
     now: datetime | None = None,
 ) -> dict[int, JobState]:
     """
@@ -75,6 +77,7 @@ def settle(
     Args:
         wait: Whether to wait for rows that another transaction is writing; else they
             are missing in the answer too. Default True.
+        commits: Whether the COMMIT follows at once; see `fence`. Implies *wait*.
     """
     if not settlements:
         return {}
@@ -85,8 +88,9 @@ def settle(
         name: [getattr(row, name) for row in rows] for name in _COLUMNS
     }
     build = _settling if wait else _settling_unlocked
+    build = _settling_commit if commits else build
     result = execute(session, tables, build, params | {"now": now})
-    return {job_id: JobState(state) for job_id, state in result}
+    return {row[0]: JobState(row[1]) for row in result}
 
 
 @built_once
@@ -95,11 +99,19 @@ def _settling(tables: JobTables, dialect: JobDialect) -> Executable:
 
 
 @built_once
+def _settling_commit(tables: JobTables, dialect: JobDialect) -> Executable:
+    settled = _settled(tables, dialect, skip=False)
+    return _logging(tables, dialect, settled).add_columns(dialect.limit_commit())
+
+
+@built_once
 def _settling_unlocked(tables: JobTables, dialect: JobDialect) -> Executable:
     return _logging(tables, dialect, _settled(tables, dialect, skip=True))
 
 
-def _logging(tables: JobTables, dialect: JobDialect, update_: Update) -> Executable:
+def _logging(
+    tables: JobTables, dialect: JobDialect, update_: Update
+) -> Select[*tuple[Any, ...]]:
     settled = update_.cte("settled")
     log = _logged(tables, dialect, settled).cte("logged")
     return select(settled.c.id, settled.c.state).add_cte(log)

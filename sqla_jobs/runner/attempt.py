@@ -212,7 +212,13 @@ class Attempt(Guard):
 
     def _fence(self, connection: Connection, text: str | None) -> tuple[bool, bool]:
         if self.final is not None:
-            states = settle(connection, self.tables, [self.final], now=self.now())
+            states = settle(
+                connection,
+                self.tables,
+                [self.final],
+                commits=self.commits,
+                now=self.now(),
+            )
             self.fence_sent = True
             self._next_state = states.get(self.job_id)
             return self._next_state is not None, False
@@ -226,6 +232,7 @@ class Attempt(Guard):
             checkpoint=text,
             progress=self.progress,
             extra_attempts=self.next_extra,
+            commits=self.commits,
             now=self.now(),
         )
         return held is not None, held is not None and held.cancel_requested

@@ -20,6 +20,7 @@ class Guard:
     tables: JobTables
     session: Session | None = None
     began = False  # a transaction, since the session was handed over
+    commits = True  # what the fence precedes is a real COMMIT
     one_commit = False  # only the runner may commit, with the outcomes
     refused_commit: JobValueError | None = None  # once tried where it may not
 
@@ -111,7 +112,9 @@ class Guard:
 
     def _take_back(self, connection: Connection) -> None:
         # Raising alone would leave the rows in an open transaction, for the pool's
-        # next user to commit.
+        # next user to commit. Of a connection that broke nothing is left to take back.
+        if connection.invalidated:
+            return
         dbapi = connection.connection.dbapi_connection
         if dbapi is not None:
             dbapi.rollback()

@@ -61,6 +61,7 @@ def plain_session(session: Any, verb: str) -> Session | AsyncSession:
 class JoinedAttempt(Attempt):
     """An attempt whose COMMIT is the release of its session's savepoint."""
 
+    commits = False
     clock: ManualClock | None = None
     connection: Connection
     error: BaseException | None = None  # what the handler raised
