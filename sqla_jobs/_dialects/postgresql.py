@@ -211,5 +211,6 @@ class PostgreSQLDialect(JobDialect):
 
 
 def _lost_before_an_answer(exc: DBAPIError) -> bool:
-    # psycopg's connection errors carry no SQLSTATE when no server answered.
-    return type(exc.orig).__name__ == "OperationalError"
+    # psycopg's connection errors carry no SQLSTATE when no server answered; asyncpg,
+    # when it loses one while it sets it up, trips over its own state.
+    return type(exc.orig).__name__ in ("OperationalError", "InternalClientError")

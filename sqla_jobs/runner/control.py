@@ -116,7 +116,13 @@ def _limit_connections(engine: Engine, dialect: JobDialect, limits: Limits) -> N
     def begun(connection: Connection) -> None:
         if SHARED in connection.info:
             own = connection.connection.dbapi_connection
-            dialect.limit_transaction(own, limits.statement)
+            try:
+                dialect.limit_transaction(own, limits.statement)
+            except Exception as exc:
+                # Below SQLAlchemy: nobody else translates it, or drops the connection.
+                connection.invalidate(exc)
+                why = "the connection broke at its first statement"
+                raise DBAPIError(why, None, exc, connection_invalidated=True) from exc
 
     event.listen(engine.pool, "connect", connected)
 

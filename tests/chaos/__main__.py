@@ -23,6 +23,7 @@ try:
 except ModuleNotFoundError:
     NETWORK: dict[str, Callable[[], Nemesis]] = {}
 
+LEAST = 2  # workers on the plain way
 ALL = {**NEMESES, **NETWORK}
 
 
@@ -32,7 +33,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--seconds", type=float, default=60.0, help="how long strikes go on")
     add("--seed", help="of the schedule and the load; default a new one")
-    add("--workers", type=int, default=4, help="beside those of nemeses' own routes")
+    add("--workers", type=int, default=5, help="processes; default 5")
     add("--rate", type=float, default=RATE, help="orders per second")
     add(
         "--nemesis", nargs="*", default=sorted(ALL), choices=sorted(ALL), metavar="NAME"
@@ -43,12 +44,13 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
 
 def play(args: argparse.Namespace, console: Console) -> Result:
     """Set the scene and run the game, with a progress bar."""
+    scene = Scene(seed=args.seed)
     nemeses = [ALL[name]() for name in args.nemesis]
-    routes: list[Route] = [Direct() for _ in range(args.workers)]
-    for nemesis in nemeses:
-        own: Sequence[Route] = getattr(nemesis, "routes", ())
-        routes += [route for route in own if route not in routes]
-    scene = Scene(routes, seed=args.seed)
+    usable = [one for one in nemeses if one.why_not(scene) is None]
+    own: list[Route] = [r for one in usable for r in getattr(one, "routes", ())]
+    own = list(dict.fromkeys(own))
+    direct = max(LEAST, args.workers - len(own))
+    scene.routes = [*(Direct() for _ in range(direct)), *own]
     columns = ("{task.description}", BarColumn(), "{task.percentage:>3.0f}%")
     with Progress(
         *map(_column, columns), TimeRemainingColumn(), console=console

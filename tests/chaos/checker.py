@@ -18,6 +18,14 @@ DATABASE_ERRORS = frozenset(
     | {"ConnectionRefusedError", "ConnectionResetError", "TimeoutError"}
 )
 """What handlers get when the database goes away under them."""
+HARMLESS = ("Exception closing connection", "Exception terminating connection")
+"""What SQLAlchemy says of a connection that is dead already."""
+KILLERS = frozenset(
+    {"sigkill", "sigstop", "partition", "partition_in", "partition_out"}
+)
+"""Nemeses after which the jobs they hit are back within the promised time."""
+PROMPT = frozenset({"idle", "audit"})
+"""What is handed over at once: jobs with a checkpoint at least every 0.5 s."""
 DEADLOCK = re.compile(r"deadlock detected|PANIC:|terminated by signal (?!9\b)\d+")
 
 
@@ -59,13 +67,27 @@ class PostingFacts:
 
 @dataclass(frozen=True)
 class Recovery:
-    """A lease whose holder was struck; *seconds* until the job ran again, if heard."""
+    """
+    A lease whose holder was struck; *seconds* until the job ran again, if heard.
+
+    What fell into a time in which the server itself was struck is *excused*.
+    """
 
     nemesis: str
     job: int
     kind: str
     rescued: bool
     seconds: float | None
+    excused: bool = False
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """A job, by its kind, or an "idle" runner, *seconds* after SIGTERM."""
+
+    kind: str
+    seconds: float
+    excused: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,8 +123,7 @@ class History:
     waits: Sequence[tuple[int, str, float]] = ()
     """Job, what it waited for, and how many seconds."""
     recoveries: Sequence[Recovery] = ()
-    handovers: Sequence[tuple[str, float]] = ()
-    """Kind, or "idle", and the seconds from the signal."""
+    handovers: Sequence[HandedOver] = ()
     server_log: str = ""
     worker_logs: Sequence[tuple[str, str]] = ()
     failures: Sequence[str] = ()
@@ -264,12 +285,15 @@ def in_time(history: History, limits: Limits) -> Iterator[Violation]:
         if seconds > limits.wait:
             yield Violation("stuck", f"job {job} {what} for {seconds:.1f} s", job)
     for one in history.recoveries:
-        if one.seconds is not None and one.seconds > limits.recovery:
+        if one.excused or one.seconds is None or one.nemesis not in KILLERS:
+            continue
+        if one.seconds > limits.recovery:
             text = f"job {one.job} ran again {one.seconds:.2f} s after {one.nemesis}"
             yield Violation("recovery", text, one.job)
-    for kind, seconds in history.handovers:
-        if seconds > limits.handover:
-            yield Violation("handover", f"{kind}: {seconds:.2f} s after SIGTERM")
+    for two in history.handovers:
+        if two.kind in PROMPT and not two.excused and two.seconds > limits.handover:
+            text = f"{two.kind}: {two.seconds:.2f} s after SIGTERM"
+            yield Violation("handover", text)
 
 
 def quiet(history: History, limits: Limits) -> Iterator[Violation]:
@@ -277,23 +301,35 @@ def quiet(history: History, limits: Limits) -> Iterator[Violation]:
     for line in history.server_log.splitlines():
         if DEADLOCK.search(line):
             yield Violation("server", line)
+    stray: dict[str, list[str]] = {}
     for worker, line in history.worker_logs:
-        if (problem := _problem(line)) is not None:
-            yield Violation("worker", f"{worker}: {problem}")
+        if line.startswith("{"):
+            yield from _strays(worker, stray.pop(worker, []))
+            if (problem := _problem(line)) is not None:
+                yield Violation("worker", f"{worker}: {problem}")
+        else:
+            stray.setdefault(worker, []).append(line)
+    for worker, lines in stray.items():
+        yield from _strays(worker, lines)
     for text in history.failures:
         yield Violation("worker", text)
 
 
+def _strays(worker: str, lines: Sequence[str]) -> Iterator[Violation]:
+    if lines:
+        text = "\n".join(lines)
+        yield Violation("worker", f"{worker} printed:\n{text}")
+
+
 def _problem(line: str) -> str | None:
-    """Return what is wrong with a line that a worker logged, None if nothing is."""
-    try:
-        record = json.loads(line)
-        level, raised = record["level"], record["raised"]
-    except (ValueError, TypeError, KeyError):
-        return f"unhandled output: {line}"
+    """Return what is wrong with a record that a worker logged, None if nothing is."""
+    record = json.loads(line)
+    text, raised = str(record["text"]), record["raised"]
+    if text.startswith(HARMLESS):
+        return None
     if raised is not None and raised not in EXPECTED_ERRORS | DATABASE_ERRORS:
-        return f"{record['text']}\n{record['trace']}"
-    return None if level in ("DEBUG", "INFO", "WARNING") else str(record["text"])
+        return f"{text}\n{record['trace']}"
+    return None if record["level"] in ("DEBUG", "INFO", "WARNING") else text
 
 
 def _or(words: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import Protocol
 
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
-from tests.chaos.scene import GRACE, LEASE, POLL, Held, Scene, Worker
+from tests.chaos.scene import GRACE, LEASE, POLL, Direct, Handover, Held, Scene, Worker
 
 WATCH = 0.02  # seconds between looks
 
@@ -50,8 +52,9 @@ class _Plain:
 
 
 def victim(scene: Scene, rng: random.Random) -> Worker:
-    """Return a worker by its index, once its runner works."""
-    worker = scene.workers[rng.randrange(len(scene.workers))]
+    """Return a worker, once its runner works; those of other nemeses are spared."""
+    own = [one for one in scene.workers if isinstance(one.route, Direct)]
+    worker = rng.choice(own or scene.workers)
     worker.await_ready()
     return worker
 
@@ -123,15 +126,24 @@ class Sigterm(_Plain):
     ) -> None:
         idle = not held
         until = at + GRACE + 10
-        while worker.alive and time.monotonic() < until:
+        while held and worker.alive and time.monotonic() < until:
             time.sleep(WATCH)
-            still = {one.job: one for one in scene.held_by(worker)}
-            now = time.monotonic()
-            for one in [one for job, one in held.items() if job not in still]:
-                scene.handovers.append((one.kind, now - at))
-                del held[one.job]
-        if idle and not worker.alive:
-            scene.handovers.append(("idle", time.monotonic() - at))
+            with suppress(DBAPIError):  # another nemesis is at the server
+                self._look(scene, worker, held, at)
+        ended = worker.await_bye(at, until - time.monotonic())
+        if idle and ended is not None:
+            scene.handovers.append(Handover("idle", at, ended - at))
+        with suppress(subprocess.TimeoutExpired):
+            worker.process.wait(GRACE)
+
+    def _look(
+        self, scene: Scene, worker: Worker, held: dict[int, Held], at: float
+    ) -> None:
+        still = {one.job: one for one in scene.held_by(worker)}
+        now = time.monotonic()
+        for one in [one for job, one in held.items() if job not in still]:
+            scene.handovers.append(Handover(one.kind, at, now - at))
+            del held[one.job]
 
 
 class TerminateBackends(_Plain):

@@ -24,6 +24,7 @@ from tests.chaos.app import (
 )
 from tests.chaos.checker import (
     AttemptFacts,
+    HandedOver,
     History,
     JobFacts,
     Limits,
@@ -43,7 +44,14 @@ PAUSES = (1.0, 3.0)  # seconds between two strikes
 FIRST = 2.0
 DRAIN = 60.0
 STORIES = 5
-LIMITS = Limits(recovery=LEASE + POLL + SLACK, handover=1.0, wait=LEASE + POLL + 5.0)
+AFTER = 3.0  # until all runners are back after the server was
+AT_THE_SERVER = frozenset({"kill_postmaster", "terminate_backends"})
+
+
+def limits(slow: float) -> Limits:
+    """Return what things may take on a machine that is *slow* times too busy."""
+    slack, base = SLACK * slow, LEASE + POLL
+    return Limits(recovery=base + slack, handover=slack, wait=base + 5 * slack)
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class Result:
     seconds: float
     facts: dict[str, Any] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
+    limits: Limits = field(default_factory=lambda: limits(1.0))
     stories: list[str] = field(default_factory=list)
     """Of the first jobs that broke a promise."""
 
@@ -104,6 +113,7 @@ class Referee:
         self.strikes: list[Struck] = []
         self.skipped: dict[str, str] = {}
         self.failures: list[str] = []
+        self._at_work: list[str] = []
 
     def run(self) -> Result:
         """Play; return the history."""
@@ -138,32 +148,41 @@ class Referee:
     # While it runs
 
     def _strike(self, watch: Watch) -> None:
+        """Let the nemeses strike, those with workers of their own beside the others."""
+        own = [n for n, nemesis in self.usable.items() if hasattr(nemesis, "routes")]
+        others = [name for name in self.usable if name not in own]
+        lanes = [
+            threading.Thread(target=self._lane, args=(lane, sorted(names)))
+            for lane, names in enumerate((others, own))
+            if names
+        ]
+        for lane in lanes:
+            lane.start()
         until = self.start + self.seconds
-        for strike in schedule(sorted(self.usable), self.scene.seed):
-            if not self.usable or time.monotonic() + strike.pause >= until:
-                break
-            self._wait(strike.pause, watch, "")
-            self._strike_once(strike, watch)
         while (left := until - time.monotonic()) > 0:
-            self._wait(min(left, 1.0), watch, "")
+            self._wait(min(left, 1.0), watch, ", ".join(self._at_work))
+        for lane in lanes:
+            while lane.is_alive():
+                self._wait(0.2, watch, ", ".join(self._at_work))
 
-    def _strike_once(self, strike: Strike, watch: Watch) -> None:
-        nemesis, start = self.usable[strike.name], time.monotonic()
-        self.scene.striking = strike.name
-        work = threading.Thread(target=self._strike_with, args=(nemesis, strike))
-        work.start()
-        while work.is_alive():
-            self._say(watch, strike.name)
-            work.join(0.5)
-        self.strikes.append(Struck(strike.name, start, time.monotonic()))
-
-    def _strike_with(self, nemesis: Nemesis, strike: Strike) -> None:
-        try:
-            nemesis.strike(self.scene, random.Random(strike.seed))
-        except Exception as exc:  # noqa: BLE001 - reported; the others strike on
-            self.failures.append(f"{strike.name} failed: {type(exc).__name__}: {exc}")
-        finally:
-            nemesis.heal()
+    def _lane(self, lane: int, names: Sequence[str]) -> None:
+        until = self.start + self.seconds
+        for strike in schedule(names, f"{self.scene.seed} {lane}"):
+            if time.monotonic() + strike.pause >= until:
+                return
+            time.sleep(strike.pause)
+            nemesis, start = self.usable[strike.name], time.monotonic()
+            self.scene.striking = strike.name
+            self._at_work.append(strike.name)
+            try:
+                nemesis.strike(self.scene, random.Random(strike.seed))
+            except Exception as exc:  # noqa: BLE001 - reported; the others strike on
+                what = f"{type(exc).__name__}: {exc}"
+                self.failures.append(f"{strike.name} failed: {what}")
+            finally:
+                nemesis.heal()
+                self._at_work.remove(strike.name)
+            self.strikes.append(Struck(strike.name, start, time.monotonic()))
 
     def _wait(self, seconds: float, watch: Watch, what: str) -> None:
         until = time.monotonic() + seconds
@@ -216,7 +235,7 @@ class Referee:
         history.must_cancel = frozenset(known.must_cancel)
         history.live_sums = watch.seen.sums
         history.waits = [(j, w, s) for (j, w, _), s in watch.seen.waits.items()]
-        self._add_recoveries(history)
+        self._add_times(history, self._excuses(watch))
         seconds = self.ended - self.start
         result = Result(history, self.strikes, self.skipped, seconds)
         result.facts = {
@@ -227,7 +246,10 @@ class Referee:
             "outage seconds": round(sum(b - a for a, b in watch.seen.outages), 1),
             "worker processes": sum(worker.starts for worker in self.scene.workers),
         }
-        result.violations = check(history, LIMITS)
+        slow = percentile(watch.seen.slow, 0.9) or 1.0
+        result.facts["machine too slow by, p90"] = f"{slow:.1f} times"
+        result.limits = limits(slow)
+        result.violations = check(history, result.limits)
         jobs = dict.fromkeys(one.job for one in result.violations if one.job)
         for job in [*jobs][:STORIES]:
             result.stories += story(self.scene, self.strikes, job, self.start)
@@ -256,13 +278,26 @@ class Referee:
                 attempts=[AttemptFacts(*row) for row in attempts],
                 postings=[PostingFacts(*row) for row in postings],
                 ledger=self.scene.ledger.entries,
-                handovers=self.scene.handovers,
                 server_log=self.scene.server.log,
                 worker_logs=self.scene.logs,
                 failures=[*self.failures, *self.scene.unexpected],
             )
 
-    def _add_recoveries(self, history: History) -> None:
+    def _excuses(self, watch: Watch) -> list[tuple[float, float]]:
+        """Return the times in which the server itself was struck, or was away."""
+        struck = [(s.start, s.end) for s in self.strikes if s.name in AT_THE_SERVER]
+        return [(a, b + AFTER) for a, b in [*struck, *watch.seen.outages]]
+
+    def _add_times(
+        self, history: History, excuses: Sequence[tuple[float, float]]
+    ) -> None:
+        def excused(at: float, seconds: float) -> bool:
+            return any(a <= at + seconds and at <= b for a, b in excuses)
+
+        history.handovers = [
+            HandedOver(one.kind, one.seconds, excused(one.at, one.seconds))
+            for one in self.scene.handovers
+        ]
         starts: dict[int, list[tuple[float, int]]] = {}
         for event in self.scene.events:
             if event.word == "start":
@@ -275,8 +310,25 @@ class Referee:
             later = [at for at, token in starts.get(held.job, ()) if token > held.token]
             seconds = min(later) - hit.at if later else None
             rescued = (held.job, held.token) in crashed
-            found.append(Recovery(hit.nemesis, held.job, held.kind, rescued, seconds))
+            found.append(
+                Recovery(
+                    hit.nemesis,
+                    held.job,
+                    held.kind,
+                    rescued,
+                    seconds,
+                    excused(hit.at, seconds or 0.0),
+                )
+            )
         history.recoveries = found
+
+
+def percentile(values: Sequence[float], share: float) -> float | None:
+    """Return the smallest value that *share* of them do not exceed."""
+    if not values:
+        return None
+    ranked = sorted(values)
+    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
 
 
 LEFT = (

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.referee import LIMITS, Result
+from tests.chaos.checker import PROMPT
+from tests.chaos.referee import Result, percentile
 
 COLUMNS = {
     "strikes": "strikes",
@@ -25,14 +25,6 @@ COLUMNS = {
 }
 
 
-def percentile(values: Sequence[float], share: float) -> float | None:
-    """Return the smallest value that *share* of them do not exceed."""
-    if not values:
-        return None
-    ranked = sorted(values)
-    return ranked[min(len(ranked) - 1, int(share * len(ranked)))]
-
-
 def rows(result: Result) -> dict[str, dict[str, Any]]:
     """Return the figures of each nemesis; what no strike hit is in "no strike"."""
     hits: dict[str, set[int]] = {}
@@ -43,7 +35,11 @@ def rows(result: Result) -> dict[str, dict[str, Any]]:
     found = {}
     for name in [*sorted(strikes), "no strike"]:
         known = [one for one in result.history.recoveries if one.nemesis == name]
-        seconds = [o.seconds for o in known if o.rescued and o.seconds is not None]
+        seconds = [
+            one.seconds
+            for one in known
+            if one.rescued and not one.excused and one.seconds is not None
+        ]
         jobs = hits.get(name, set())
         mine = [
             v.rule
@@ -67,7 +63,11 @@ def summary(result: Result) -> dict[str, Any]:
     """Return the figures of the whole run."""
     history = result.history
     entries = [len(one) for one in history.ledger.values()]
-    handovers = [seconds for _, seconds in history.handovers]
+    handovers = [
+        one.seconds
+        for one in history.handovers
+        if one.kind in PROMPT and not one.excused
+    ]
     return {
         "seconds": round(result.seconds, 1),
         **result.facts,
@@ -98,10 +98,9 @@ def show(console: Console, result: Result) -> None:
         console.print(f"{name} did not strike: {why}")
     for name, value in summary(result).items():
         console.print(f"{name}: {_cell(value)}")
-    slow = LIMITS.recovery
-    console.print(
-        f"held to: recovery <= {slow:g} s, hand-over <= {LIMITS.handover:g} s"
-    )
+    held = result.limits
+    most = f"recovery <= {held.recovery:.2f} s, hand-over <= {held.handover:.2f} s"
+    console.print(f"held to: {most}")
 
 
 def write(path: Path, result: Result) -> None:

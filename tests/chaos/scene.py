@@ -95,6 +95,15 @@ class Hit:
     held: Held
 
 
+@dataclass(frozen=True)
+class Handover:
+    """A job that a worker gave up at monotonic *at*, or "idle"; after *seconds*."""
+
+    kind: str
+    at: float
+    seconds: float
+
+
 @dataclass
 class Worker:
     """One place for a worker process; a new process takes the place of a dead one."""
@@ -166,6 +175,20 @@ class Worker:
     def _logged(self, name: str, line: bytes) -> None:
         self.scene.logs.append((name, line.decode(errors="replace").rstrip("\n")))
 
+    def await_bye(self, since: float, seconds: float) -> float | None:
+        """Return when its runner returned, after *since*; None if it does not."""
+        until, name = time.monotonic() + seconds, self.runner_name
+        while time.monotonic() < until:
+            for event in reversed(self.scene.events):
+                if event.at < since:
+                    break
+                if event.word == "bye" and event.worker == name:
+                    return event.at
+            if not self.alive and not any(one.is_alive() for one in self._readers):
+                return None
+            time.sleep(0.02)
+        return None
+
     def await_ready(self, seconds: float = PATIENCE) -> bool:
         """Wait until its runner works; return whether it does."""
         until = time.monotonic() + seconds
@@ -224,7 +247,7 @@ class Scene:
 
     def __init__(
         self,
-        routes: Sequence[Route],
+        routes: Sequence[Route] = (),
         *,
         seed: str = "0",
         environment: Mapping[str, str] | None = None,
@@ -234,9 +257,9 @@ class Scene:
         self.events: list[Event] = []
         self.logs: list[tuple[str, str]] = []
         self.hits: list[Hit] = []
-        self.handovers: list[tuple[str, float]] = []  # kind or "idle", seconds
+        self.handovers: list[Handover] = []
         self.notes: list[tuple[float, str]] = []
-        self.striking = ""  # the name of the nemesis at work
+        self._lane = threading.local()
         self.workers: list[Worker] = []
         self.keeping = threading.RLock()
         self.unexpected: list[str] = []
@@ -262,6 +285,15 @@ class Scene:
             self.workers.append(Worker(self, index, route, driver))
             self.workers[-1].start()
         self._keeper.start()
+
+    @property
+    def striking(self) -> str:
+        """The name of the nemesis that is at work in this thread."""
+        return str(getattr(self._lane, "striking", ""))
+
+    @striking.setter
+    def striking(self, name: str) -> None:
+        self._lane.striking = name
 
     def new_engine(self) -> Engine:
         """Return an engine of the referee's own, which nemeses spare."""

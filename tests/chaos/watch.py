@@ -38,9 +38,12 @@ class Seen:
     waits: dict[tuple[int, str, int], float] = field(default_factory=dict)
     """Seconds of each wait above `KEPT`, by job, what, and token."""
     outages: list[tuple[float, float]] = field(default_factory=list)
+    slow: list[float] = field(default_factory=list)
+    """How many times longer than on an idle machine a bit of work took."""
 
 
 KEPT = 2.0
+WORK = 0.003  # seconds of CPU time
 
 
 class Watch(threading.Thread):
@@ -63,6 +66,7 @@ class Watch(threading.Thread):
         """Look until stopped."""
         away: float | None = None
         while not self._ended.wait(EVERY):
+            self.seen.slow.append(slowness())
             now = time.monotonic()
             try:
                 self._look()
@@ -99,6 +103,14 @@ class Watch(threading.Thread):
             if balance != posted:
                 text_ = f"account {account} has {balance}, posted {posted}"
                 self.seen.sums.append(text_)
+
+
+def slowness() -> float:
+    """Return how much longer than its CPU time a bit of work takes, 1 or more."""
+    start, wall = time.thread_time(), time.perf_counter()
+    while (worked := time.thread_time() - start) < WORK:
+        pass
+    return max(1.0, (time.perf_counter() - wall) / worked)
 
 
 def waits(rows: Any) -> list[tuple[int, str, int]]:

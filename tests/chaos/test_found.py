@@ -1,0 +1,80 @@
+"""What the bank found: each fault that went wrong once, alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, func, make_url, select, text
+from sqlalchemy.exc import DBAPIError
+
+from sqla_jobs._dialects import dialect_of
+from sqla_jobs._dialects.postgresql import PostgreSQLDialect
+from sqla_jobs.runner.control import Control
+from tests.runner.harness import Base, Kit, effects, ok
+
+DIALECTS = ("psycopg", "psycopg2", "asyncpg")
+
+
+@pytest.mark.parametrize("shell", ["threads", "aio-asyncpg"])
+def test_connection_that_breaks_at_the_fence_is_named(
+    dsn: str, engine: Engine, shell: str
+) -> None:
+    """The error of an attempt says that the connection broke, not what that broke."""
+    Base.metadata.create_all(engine)
+    kit = Kit(dsn, engine, shell)
+
+    async def run(job: Any, ctx: Any) -> None:
+        effects(ctx.session, job, f"attempt {ctx.attempt}")
+        await ok(ctx.session.flush())
+        if ctx.attempt == 1:
+            pid = (
+                await ok(ctx.session.execute(select(func.pg_backend_pid())))
+            ).scalar()
+            with engine.connect() as other:
+                other.execute(select(func.pg_terminate_backend(pid, 9000)))
+
+    kit.handle(run)
+    (job,) = kit.add()
+    try:
+        kit.run()
+        kit.until_state(job, "completed")
+        row = kit.job(job)
+        assert kit.notes() == ["attempt 2"]
+        assert "connection" in row.last_error
+        assert "PendingRollback" not in row.last_error
+    finally:
+        kit.close()
+
+
+def test_connection_that_breaks_behind_a_pooler_is_an_outage(
+    dsn: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner's connection that dies between two transactions is replaced."""
+    monkeypatch.setattr(PostgreSQLDialect, "limit_session", lambda *_: False)
+    own = create_engine(dsn)
+    control = Control(own)
+    pid = control.run(lambda session: session.scalar(select(func.pg_backend_pid())))
+    with engine.connect() as other:
+        other.execute(select(func.pg_terminate_backend(pid, 9000)))
+
+    with pytest.raises(DBAPIError) as caught:
+        control.run(lambda session: session.scalar(text("SELECT 1")))
+
+    assert control.dialect.is_outage(caught.value)
+    assert control.run(lambda session: session.scalar(text("SELECT 1"))) == 1
+    control.close()
+    own.dispose()
+
+
+def test_broken_set_up_of_asyncpg_is_an_outage(dsn: str) -> None:
+    """A server that dies while asyncpg sets a connection up is away, no more."""
+    asyncpg = pytest.importorskip("asyncpg")
+    own = create_engine(make_url(dsn).set(drivername="postgresql+asyncpg"))
+    broken: Any = own.dialect.dbapi
+    orig = broken.InternalClientError("cannot switch to state 11")
+
+    exc = DBAPIError.instance(None, None, orig, broken.Error, dialect=own.dialect)
+
+    assert issubclass(asyncpg.InternalClientError, Exception)
+    assert dialect_of(own).is_outage(exc)
