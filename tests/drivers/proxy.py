@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import make_url
@@ -13,23 +15,30 @@ CHUNK = 65536
 
 
 class Proxy:
-    """A loopback port that leads to the server of *dsn*."""
+    """
+    A port that leads to the server of *dsn*.
 
-    def __init__(self, dsn: str) -> None:
+    Args:
+        dsn: SQLAlchemy URL of a database of the server.
+        host: The address to listen on. Default the loopback interface.
+    """
+
+    def __init__(self, dsn: str, *, host: str = "127.0.0.1") -> None:
         url = make_url(dsn)
-        host = url.host or url.query.get("host")
+        there = url.host or url.query.get("host")
         port = url.port or url.query.get("port") or 5432
-        self._server: Any = (host, int(str(port)))
-        if str(host).startswith("/"):
-            self._server = f"{host}/.s.PGSQL.{port}"
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._server: Any = (there, int(str(port)))
+        if str(there).startswith("/"):
+            self._server = f"{there}/.s.PGSQL.{port}"
+        self._listening = socket.create_server((host, 0))
         self.dsn = url.set(
-            host="127.0.0.1", port=self._listening.getsockname()[1], query={}
+            host=host, port=self._listening.getsockname()[1], query={}
         ).render_as_string(hide_password=False)
         self.silent = threading.Event()
         self.cuts: list[bool] = []
         self.cut_after: bytes | None = None
         self.happens = False
+        self.delay: Callable[[], float] | None = None  # seconds, each way
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -44,7 +53,11 @@ class Proxy:
             while True:
                 client, _ = self._listening.accept()
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                server = self._connect()
+                try:
+                    server = self._connect()
+                except OSError:  # it is away
+                    client.close()
+                    continue
                 self._sockets += [client, server]
                 for work in (self._requests, self._answers):
                     run = threading.Thread(target=work, args=(client, server))
@@ -67,6 +80,7 @@ class Proxy:
                     if marked and b"COMMIT" in data:
                         self._cut(client, server, data)
                         return
+                self._wait()
                 if not self.silent.is_set():
                     server.sendall(data)
         _close(server)
@@ -84,9 +98,15 @@ class Proxy:
     def _answers(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := server.recv(CHUNK):
+                self._wait()
                 if not self.silent.is_set():
                     client.sendall(data)
         _close(client)
+
+    def _wait(self) -> None:
+        delay = self.delay
+        if delay is not None:
+            time.sleep(delay())
 
 
 def _shut(one: socket.socket) -> None:
