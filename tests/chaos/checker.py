@@ -205,6 +205,8 @@ def outcomes(history: History, limits: Limits) -> Iterator[Violation]:
     Attempts that were snoozed or handed back are not counted and have none.
     """
     for job in history.jobs:
+        if job.state not in FINAL:
+            continue
         rows = history.attempts_of.get(job.id, [])
         ended = len(rows) + (job.state == "completed")
         if job.attempt != ended:
