@@ -26,6 +26,8 @@ KILLERS = frozenset(
 """Nemeses after which the jobs they hit are back within the promised time."""
 PROMPT = frozenset({"idle", "audit"})
 """What is handed over at once: jobs with a checkpoint at least every 0.5 s."""
+LIBPQ = re.compile(r"(FATAL|WARNING|NOTICE):  |$")
+"""What libpq prints that the server said of itself."""
 DEADLOCK = re.compile(r"deadlock detected|PANIC:|terminated by signal (?!9\b)\d+")
 
 
@@ -309,7 +311,7 @@ def quiet(history: History, limits: Limits) -> Iterator[Violation]:
             yield from _strays(worker, stray.pop(worker, []))
             if (problem := _problem(line)) is not None:
                 yield Violation("worker", f"{worker}: {problem}")
-        else:
+        elif not LIBPQ.match(line):
             stray.setdefault(worker, []).append(line)
     for worker, lines in stray.items():
         yield from _strays(worker, lines)

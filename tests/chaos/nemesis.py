@@ -116,6 +116,7 @@ class Sigterm(_Plain):
         held = {one.job: one for one in scene.held_by(worker)}
         with scene.keeping:
             at = time.monotonic()
+            scene.hit(worker, list(held.values()), at)
             worker.signal(signal.SIGTERM)
             self._watch(scene, worker, held, at)
         ended = time.monotonic() - at

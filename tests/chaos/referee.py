@@ -106,10 +106,11 @@ class Referee:
         *,
         seconds: float,
         rate: float = RATE,
+        load: type[Load] = Load,
         tell: Callable[[float, str], None] = lambda seconds, text: None,
     ) -> None:
         self.scene, self.nemeses, self.seconds = scene, nemeses, seconds
-        self.rate, self.tell = rate, tell
+        self.rate, self.load, self.tell = rate, load, tell
         self.strikes: list[Struck] = []
         self.skipped: dict[str, str] = {}
         self.failures: list[str] = []
@@ -123,8 +124,11 @@ class Referee:
             for nemesis in self.nemeses:
                 stack.callback(nemesis.heal)
             self._choose()
-            watch = Watch(self.scene.new_engine())
-            load = Load(self.scene.new_engine(), self.scene.seed, self.rate)
+            engines = [self.scene.new_engine() for _ in range(2)]
+            for engine in engines:
+                stack.callback(engine.dispose)
+            watch = Watch(engines[0])
+            load = self.load(engines[1], self.scene.seed, self.rate)
             for worker in self.scene.workers:
                 if not worker.await_ready():
                     self.failures.append(f"{worker.runner_name} did not start to work")

@@ -178,14 +178,16 @@ class Worker:
     def await_bye(self, since: float, seconds: float) -> float | None:
         """Return when its runner returned, after *since*; None if it does not."""
         until, name = time.monotonic() + seconds, self.runner_name
-        while time.monotonic() < until:
+        over = False
+        while not over:
+            # Before the look, so that nothing is said after it.
+            over = not any(one.is_alive() for one in self._readers)
+            over = over or time.monotonic() > until
             for event in reversed(self.scene.events):
                 if event.at < since:
                     break
                 if event.word == "bye" and event.worker == name:
                     return event.at
-            if not self.alive and not any(one.is_alive() for one in self._readers):
-                return None
             time.sleep(0.02)
         return None
 
