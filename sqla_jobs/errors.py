@@ -18,7 +18,20 @@ class JobValueError(SqlaJobsError, ValueError):
 
 
 class PayloadError(JobValueError):
-    """A payload value cannot be stored or no longer decodes."""
+    """
+    A payload value cannot be stored or no longer decodes.
+
+    The message shows a part of the value, `hidden` does not: that one is what rows and
+    logs get.
+    """
+
+    hidden: str | None = None
+
+    def within(self, where: str) -> PayloadError:
+        """Return the same error about a part of *where*."""
+        found = PayloadError(f"{where}: {self}")
+        found.hidden = f"{where}: {self.hidden or self}"
+        return found
 
 
 class JobNotFound(JobValueError, LookupError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from math import isfinite
 from typing import Any, NoReturn
@@ -31,6 +32,14 @@ json_text = json.JSONEncoder(
 ).encode
 _shortener = reprlib.Repr()
 _shortener.maxstring = _shortener.maxother = 60
+
+MASK = "***"
+"""Stands for a value that is not shown."""
+
+# Around each value in the text of a problem, until it becomes an error.
+_START, _END = "\x02", "\x03"
+_MARKS = str.maketrans("", "", _START + _END)
+_MARKED = re.compile(f"{_START}[^{_END}]*{_END}")
 
 
 def check_json(value: Any, path: str = "payload") -> None:
@@ -97,7 +106,10 @@ class Invalid(Exception):
         if len(steps) > 12:
             steps[6:-6] = ["..."]
         where = path + "".join(steps)
-        return PayloadError(f"{where.removeprefix('.')}: {self.problem}")
+        text = f"{where.removeprefix('.')}: {self.problem}"
+        error = PayloadError(text.translate(_MARKS))
+        error.hidden = _MARKED.sub(MASK, text)
+        return error
 
 
 class Mismatch(Invalid):
@@ -105,11 +117,12 @@ class Mismatch(Invalid):
 
 
 def short(value: Any) -> str:
-    """Return a bounded repr that never raises."""
+    """Return a bounded repr, for a problem's text, that never raises."""
     try:
-        return _shortener.repr(value)
+        shown = _shortener.repr(value).translate(_MARKS)
     except Exception:  # noqa: BLE001  # a foreign __repr__, or a huge int
         return f"<{type(value).__name__}>"
+    return f"{_START}{shown}{_END}"
 
 
 def check(value: Any, depth: int) -> None:

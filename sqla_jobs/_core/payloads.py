@@ -41,6 +41,7 @@ from sqla_jobs._core.containers import (
 )
 from sqla_jobs._core.json_values import (
     DEFAULT_LIMIT,
+    MASK,
     MAX_DEPTH,
     check_json,
     check_size,
@@ -51,6 +52,7 @@ from sqla_jobs.errors import JobDefinitionError
 
 __all__ = [
     "DEFAULT_LIMIT",
+    "MASK",
     "MAX_DEPTH",
     "Codec",
     "check_json",

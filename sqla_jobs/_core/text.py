@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 
+from sqla_jobs._core.conceal import conceal
 from sqla_jobs.errors import JobValueError
 
 ERROR_LIMIT = 16_000
@@ -31,7 +32,12 @@ def clean_text(text: str, limit: int) -> str:
 
 
 def error_text(exc: BaseException) -> str:
-    """Return ``ValueError: message`` in at most `ERROR_LIMIT` bytes; never raises."""
+    """
+    Return ``ValueError: message`` in at most `ERROR_LIMIT` bytes; never raises.
+
+    The values of a failed statement, or of a payload, are taken out of *exc* first.
+    """
+    conceal(exc)
     name = type(exc).__name__
     try:
         message = str(exc)
@@ -45,8 +51,9 @@ def traceback_text(exc: BaseException) -> str:
     Return the traceback of *exc*, without locals, in at most `TRACEBACK_LIMIT` bytes.
 
     A longer one loses its middle. Never raises: what cannot be formatted is replaced by
-    `error_text`.
+    `error_text`. Values are taken out of *exc* as there.
     """
+    conceal(exc)
     try:
         text = "".join(traceback.format_exception(exc))
     except Exception:  # noqa: BLE001  # the handler's own code

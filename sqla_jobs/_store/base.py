@@ -78,6 +78,7 @@ def naming_missing_tables(tables: JobTables) -> Iterator[None]:
     try:
         yield
     except DBAPIError as exc:
+        exc.hide_parameters = True  # whatever the application's engine says
         raise_if_missing(exc, tables)
         raise
 

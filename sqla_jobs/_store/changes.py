@@ -11,11 +11,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Text, inspect, literal
 
 from sqla_jobs._core.options import unknown
-from sqla_jobs._core.payloads import check_size, dump
+from sqla_jobs._core.payloads import dump
 from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables
+from sqla_jobs.models.arg import dump_payload, shown_payload
 from sqla_jobs.models.columns import COLUMN_NAMES
 from sqla_jobs.models.construct import plan_of
 
@@ -119,7 +120,8 @@ def changes_of(job_class: type[Any], given: Mapping[str, Any]) -> Changes:
     stand_in = _stand_in(job_class)
     payload = given.get("payload")
     if "payload" in given and not isinstance(payload, dict):
-        raise JobValueError(f"changes= has payload={payload!r}, which must be a dict")
+        shown = shown_payload(job_class, payload)
+        raise JobValueError(f"changes= has payload={shown}, which must be a dict")
     parts = dict(payload or {})
     for name, value in given.items():
         if name in plan.args:
@@ -128,7 +130,7 @@ def changes_of(job_class: type[Any], given: Mapping[str, Any]) -> Changes:
             _check_name(job_class, name)
             plan.setters[name](stand_in, name, value)
     path = f"{job_class.__name__}.payload"
-    check_size(dump(parts, path), job_class.__payload_limit__, path)
+    dump_payload(job_class, parts, path)
     row, columns = vars(stand_in), _own_columns(job_class)
     row.pop("state", None)
     return Changes(

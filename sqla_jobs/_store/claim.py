@@ -42,7 +42,7 @@ class Claim:
     One leased job as plain values; also of kinds this process does not map.
 
     ``token`` is the proof of the lease: each claim of the row has a higher one.
-    ``state`` is the saved checkpoint.
+    ``state`` is the saved checkpoint. A repr, which may come into a log, shows no data.
     """
 
     job_id: int
@@ -53,9 +53,9 @@ class Claim:
     max_attempts: int
     backoff: str
     leased_until: datetime
-    payload: dict[str, Any] = field(hash=False)
-    payload_bytes: bytes | None
-    state: dict[str, Any] = field(hash=False)
+    payload: dict[str, Any] = field(hash=False, repr=False)
+    payload_bytes: bytes | None = field(repr=False)
+    state: dict[str, Any] = field(hash=False, repr=False)
     tables: JobTables = field(repr=False, compare=False)
     queue_backoff: str | None = field(default=None, repr=False, compare=False)
 

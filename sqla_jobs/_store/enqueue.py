@@ -20,7 +20,6 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper, Session
 
-from sqla_jobs._core.payloads import check_size, dump
 from sqla_jobs._core.states import JobState
 from sqla_jobs._core.unique import Refusal
 from sqla_jobs._dialects import JobDialect, dialect_of
@@ -30,8 +29,9 @@ from sqla_jobs._store.base import connection_of, raise_if_missing
 from sqla_jobs._store.channels import refuse_ordered
 from sqla_jobs._store.times import read_clock, times
 from sqla_jobs._store.unique import raise_duplicate, take_keys
-from sqla_jobs.errors import JobValueError
+from sqla_jobs.errors import JobValueError, PayloadError
 from sqla_jobs.models import JobTables, job_tables, validate
+from sqla_jobs.models.arg import dump_payload
 from sqla_jobs.models.construct import construct, plan_of
 from sqla_jobs.models.unique import policy_of, unique_key_of
 
@@ -189,14 +189,16 @@ class _Shape:
         """
         try:
             return self._row(index, values)
+        except PayloadError as exc:
+            raise exc.within(f"row {index}") from exc
         except (TypeError, JobValueError) as exc:
             raise type(exc)(f"row {index}: {exc}") from exc
 
     def _row(self, index: int, values: Any) -> Row:
         if not isinstance(values, Mapping):
             raise TypeError(
-                f"expected a mapping of the constructor's keywords, got {values!r};"
-                " for instances use session.add_all"
+                "expected a mapping of the constructor's keywords, got a"
+                f" {type(values).__name__}; for instances use session.add_all"
             )
         job = self.stand_in()
         construct(job, values)  # type: ignore[arg-type]
@@ -210,8 +212,7 @@ class _Shape:
                 validate(self.job_class(**values))
         for name, default in self.defaults.items():
             row.setdefault(name, default)
-        text = dump(row["payload"], self.path)
-        check_size(text, self.job_class.__payload_limit__, self.path)
+        text = dump_payload(self.job_class, row["payload"], self.path)
         policy = policy_of(job)
         delay, hold_for = row.pop("_delay", None), row.pop("_hold_for", None)
         row.pop("_on_conflict", None)

@@ -13,7 +13,7 @@ from sqla_jobs._core.options import RAW_KIND, unknown
 from sqla_jobs._core.payloads import check_json, codec_for
 from sqla_jobs.errors import JobDefinitionError, JobValueError, PayloadError
 from sqla_jobs.models import JobTables, job_tables
-from sqla_jobs.models.arg import args_of
+from sqla_jobs.models.arg import args_of, without_value
 from sqla_jobs.models.columns import COLUMN_NAMES
 from sqla_jobs.models.construct import construct
 
@@ -39,10 +39,13 @@ def make_job(
     """
     tables = job_tables(job_class)
     given = {name: value for name, value in options.items() if value is not None}
-    check_json(dict(payload))
+    found = tables.root if kind == RAW_KIND else class_of_kind(tables, kind)
+    try:
+        check_json(dict(payload))
+    except PayloadError as error:
+        raise without_value(found, error) from None
     if kind == RAW_KIND:
         return _raw_job(tables, {**given, "payload": dict(payload)})
-    found = class_of_kind(tables, kind)
     values, problems = read_arguments(found, payload)
     if problems:
         listed = (f"{found.__name__}.{name} {text}" for name, text in problems.items())

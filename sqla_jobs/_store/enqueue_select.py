@@ -39,7 +39,6 @@ from sqlalchemy.sql.roles import SQLRole
 from sqlalchemy.types import TypeEngine
 
 from sqla_jobs._core.options import problem_of
-from sqla_jobs._core.payloads import check_size, dump
 from sqla_jobs._core.states import JobState
 from sqla_jobs._dialects import JobDialect, dialect_of
 from sqla_jobs._store import wake
@@ -50,7 +49,7 @@ from sqla_jobs._store.unique import holds_key, lock_all
 from sqla_jobs.errors import DuplicateJob, JobValueError, PayloadError
 from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.models.annotations import without_none
-from sqla_jobs.models.arg import Arg
+from sqla_jobs.models.arg import Arg, dump_payload
 from sqla_jobs.models.construct import Plan, construct, plan_of
 
 AVAILABLE, SCHEDULED = JobState.AVAILABLE.value, JobState.SCHEDULED.value
@@ -374,8 +373,7 @@ def _times(
 
 def _payload(mapping: _Mapping, source: CTE, dialect: JobDialect) -> ColumnElement[Any]:
     path = f"{mapping.job_class.__name__}.payload"
-    text = dump(mapping.payload, path)
-    check_size(text, mapping.job_class.__payload_limit__, path)
+    text = dump_payload(mapping.job_class, mapping.payload, path)
     parts = {
         name: _json_value(mapping.plan.args[name], source.c[name])
         for name in mapping.expressions

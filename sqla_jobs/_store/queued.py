@@ -18,7 +18,6 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.options import problem_of
-from sqla_jobs._core.payloads import dump
 from sqla_jobs._core.states import FINAL
 from sqla_jobs._dialects import JobDialect, bind, dialect_of
 from sqla_jobs._store.base import built_once, connection_of, execute, literal_states
@@ -27,6 +26,7 @@ from sqla_jobs._store.enqueue import check_session, flush_before
 from sqla_jobs._store.unique import key_of
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobMixin, JobTables, job_tables
+from sqla_jobs.models.arg import dump_payload
 from sqla_jobs.models.columns import COLUMN_NAMES
 from sqla_jobs.models.unique import value_of
 
@@ -119,7 +119,7 @@ def _like(session: Session, tables: JobTables, job: JobMixin) -> Select[tuple[in
     cls, row, column = type(job), vars(job), tables.table.c
     mapper = cls.__mapper__  # type: ignore[attr-defined]
     path = f"{cls.__name__}.payload"
-    text = literal(dump(row["payload"], path), Text())
+    text = literal(dump_payload(cls, row["payload"], path), Text())
     data = row.get("payload_bytes")
     same = [
         column.kind == cls.__job_options__.kind,

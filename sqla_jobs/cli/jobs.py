@@ -31,6 +31,7 @@ from sqla_jobs.cli.output import (
     print_table,
     printable,
 )
+from sqla_jobs.models.arg import masked
 
 SECRETS = ("payload", "payload_bytes", "checkpoint", "result", "meta")
 """Columns whose values are shown on request only."""
@@ -86,7 +87,7 @@ def list_command(
     "--payload",
     is_flag=True,
     help="Show values of payload, checkpoint, result and meta too, not only their"
-    " keys: they may hold secrets.",
+    " keys: they may hold secrets. Arguments declared secret stay hidden.",
 )
 @as_json
 @on_database
@@ -108,7 +109,9 @@ def show(database: Database, *, job_id: int, payload: bool, as_json: bool) -> No
     row, attempts = found
     if row is None:
         raise no_such(job_id)
-    job = row if payload else _without_secrets(row)
+    job_class = database.tables.kinds.get(row["kind"])
+    shown = {**row, "payload": masked(job_class, row["payload"])}
+    job = shown if payload else _without_secrets(row)
     if as_json:
         names = database.tables.attempts.c.keys()
         tried = [{name: getattr(one, name) for name in names} for one in attempts]
@@ -250,5 +253,6 @@ def _object(text: str) -> dict[str, Any]:
     if isinstance(found, dict):
         return found
     raise click.UsageError(
-        f"--json: must be an object, as in '{{\"name\": 1}}', got {text[:80]!r}"
+        "--json: must be an object, as in '{\"name\": 1}', got a"
+        f" {type(found).__name__}"
     )

@@ -14,6 +14,7 @@ from sqla_jobs.http.gate import Gate
 from sqla_jobs.http.guard import Guard
 from sqla_jobs.http.problems import Refused, documented
 from sqla_jobs.models import JobTables
+from sqla_jobs.models.arg import masked
 
 Endpoint = Callable[..., Any]
 
@@ -88,3 +89,9 @@ def plain(row: Any) -> dict[str, Any]:
     if data is not None:
         values["payload_bytes"] = base64.b64encode(data).decode()
     return values
+
+
+def without_secrets(tables: JobTables, values: dict[str, Any]) -> dict[str, Any]:
+    """Return a job's values as a reader may see them: secret arguments are masked."""
+    job_class = tables.kinds.get(values["kind"])
+    return {**values, "payload": masked(job_class, values["payload"])}

@@ -10,6 +10,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError, UnboundExecutionErro
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.concurrency import run_in_threadpool
 
+from sqla_jobs._core.conceal import conceal
 from sqla_jobs._dialects import dialect_of
 from sqla_jobs._store.base import naming_missing_tables
 from sqla_jobs.errors import JobValueError, SchemaMismatch
@@ -64,6 +65,7 @@ class Gate:
                         return await self._run_async(work)
                     return await run_in_threadpool(self._run_sync, work)
             except (SQLAlchemyError, OSError) as exc:
+                conceal(exc)  # the server logs what is no refusal
                 refusal = self._refusal(exc)
                 if refusal is not None:
                     raise refusal from exc

@@ -12,7 +12,6 @@ from fastapi import Path, Response
 from sqlalchemy.orm import Session
 
 from sqla_jobs._core.options import RAW_KIND
-from sqla_jobs._core.payloads import check_size, dump
 from sqla_jobs._core.states import FINAL
 from sqla_jobs._store.dead import history
 from sqla_jobs._store.enqueue_kind import class_of_kind, make_job, read_arguments
@@ -21,7 +20,7 @@ from sqla_jobs._store.enqueue_one import enqueue
 from sqla_jobs._store.operate import request_cancel, requeue
 from sqla_jobs._store.retention import purge
 from sqla_jobs.errors import JobValueError, PayloadError
-from sqla_jobs.http.api import Api, plain
+from sqla_jobs.http.api import Api, plain, without_secrets
 from sqla_jobs.http.problems import Refused, refused_fields
 from sqla_jobs.http.schemas import (
     BIGINT,
@@ -35,6 +34,7 @@ from sqla_jobs.http.schemas import (
     NewState,
     RequeueRequest,
 )
+from sqla_jobs.models.arg import dump_payload
 
 JobId = Annotated[int, Path(ge=1, le=BIGINT, description="As the enqueue gave it.")]
 OPTIONS = (
@@ -86,7 +86,8 @@ class Jobs:
             found = history(session, self._root, job_id)
             return [AttemptRow.model_validate(one) for one in found]
 
-        return {**plain(row), "attempts": await self._api.gate.run(read)}
+        shown = without_secrets(self._api.tables, plain(row))
+        return {**shown, "attempts": await self._api.gate.run(read)}
 
     async def status(self, job_id: JobId) -> dict[str, Any]:
         """Return where a job is in its life, without its data."""
@@ -166,6 +167,6 @@ class Jobs:
 
     def _check_size(self, job: Any) -> None:
         try:
-            check_size(dump(job.payload), type(job).__payload_limit__)
+            dump_payload(type(job), job.payload)
         except PayloadError as exc:
-            raise Refused(413, str(exc)) from exc
+            raise Refused(413, exc.hidden or str(exc)) from exc

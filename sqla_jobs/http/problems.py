@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import BaseRoute, Match
 
+from sqla_jobs._core.conceal import conceal
 from sqla_jobs._core.text import clean_text
 from sqla_jobs.errors import DuplicateJob, JobValueError
 from sqla_jobs.http.schemas import Issue, Problem
@@ -109,6 +110,7 @@ async def _invalid(_: Request, exc: RequestValidationError) -> JSONResponse:
 
 
 async def _unusable(_: Request, exc: JobValueError) -> JSONResponse:
+    conceal(exc)
     return _answer(422, Problem(detail=_clean(str(exc))))
 
 

@@ -12,7 +12,7 @@ from sqla_jobs._core.options import problem_of
 from sqla_jobs._core.states import JobState
 from sqla_jobs._store.counts import AT_MOST, JobCount, counts
 from sqla_jobs._store.dead import dead_letters
-from sqla_jobs.http.api import Api, plain
+from sqla_jobs.http.api import Api, plain, without_secrets
 from sqla_jobs.http.problems import refused_fields
 from sqla_jobs.http.schemas import BIGINT, DeadLetters, Depth, JobRow
 from sqla_jobs.http.schemas import Queues as QueueList
@@ -58,7 +58,8 @@ class Queues:
                 session, self._root, queues=[queue], limit=limit, before_id=before_id
             )
             names = JobRow.model_fields
-            return [plain({n: getattr(job, n) for n in names}) for job in found]
+            rows = [plain({n: getattr(job, n) for n in names}) for job in found]
+            return [without_secrets(self._api.tables, row) for row in rows]
 
         jobs = await self._api.gate.run(work)
         last = jobs[-1]["id"] if len(jobs) == limit else None

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from reprlib import Repr
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from sqlalchemy import ColumnElement
 
-from sqla_jobs._core.payloads import Codec, codec_for
+from sqla_jobs._core.codecs import type_name
+from sqla_jobs._core.payloads import MASK, Codec, check_size, codec_for, dump
 from sqla_jobs.errors import JobDefinitionError, PayloadError
 from sqla_jobs.models.annotations import generic_name, inner_type, own_annotations
 from sqla_jobs.models.expressions import expression
 
 T = TypeVar("T")
+_shown = Repr()
+_shown.maxstring = _shown.maxother = 60
 
 
 class _Unset:
@@ -41,10 +46,12 @@ class Arg(Generic[T]):
         *,
         default: Any = UNSET,
         default_factory: Callable[[], Any] | None = None,
+        secret: bool = False,
     ) -> None:
         if default is not UNSET and default_factory is not None:
             raise JobDefinitionError("arg() takes default= or default_factory=")
         self.default, self.default_factory = default, default_factory
+        self.secret = secret
         self._codec: Codec | None = None
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
@@ -103,7 +110,7 @@ class Arg(Generic[T]):
         Raises:
             PayloadError: If it is not of type T.
         """
-        return self.codec.encode(value, self.path)
+        return self._convert(self.codec.encode, value)
 
     def encoded_default(self) -> Any:
         """Return a new default as it is stored."""
@@ -124,14 +131,25 @@ class Arg(Generic[T]):
         payload = obj.payload
         try:
             if type(payload) is dict and self.name in payload:
-                return self.codec.decode(payload[self.name], self.path)
+                return self._convert(self.codec.decode, payload[self.name])
             return self._missing(payload)
         except PayloadError as error:
-            raise PayloadError(f"{obj!r}: {error}") from error
+            raise error.within(repr(obj)) from error
 
     def __set__(self, obj: Any, value: T) -> None:
         # A new dict: the ORM compares by identity, so it sees the change.
         obj.payload = {**(obj.payload or {}), self.name: self.encode(value)}
+
+    def _convert(self, convert: Callable[[Any, str], Any], value: Any) -> Any:
+        if not self.secret:
+            return convert(value, self.path)
+        with suppress(PayloadError):
+            return convert(value, self.path)
+        # Outside of a handler: what the error is about is no part of its traceback.
+        raise PayloadError(
+            f"{self.path}: expected {type_name(self.codec.annotation)} that JSON can"
+            f" hold, got {MASK} ({type(value).__name__})"
+        )
 
     def _missing(self, payload: Any) -> Any:
         # Rows from before the argument existed have its default.
@@ -141,25 +159,29 @@ class Arg(Generic[T]):
 
 
 @overload
-def arg() -> Any: ...
+def arg(*, secret: bool = ...) -> Any: ...
 @overload
-def arg(*, default: T) -> Arg[T]: ...
+def arg(*, default: T, secret: bool = ...) -> Arg[T]: ...
 @overload
-def arg(*, default_factory: Callable[[], T]) -> Arg[T]: ...
-def arg(*, default: Any = UNSET, default_factory: Any = None) -> Any:
+def arg(*, default_factory: Callable[[], T], secret: bool = ...) -> Arg[T]: ...
+def arg(
+    *, default: Any = UNSET, default_factory: Any = None, secret: bool = False
+) -> Any:
     """
-    Declare a payload key with a default.
+    Declare a payload key with a default, or a secret one.
 
     For example ``subject: Arg[str] = arg(default="")``.
 
     Args:
         default: The value when the constructor is given none; default: it is required.
         default_factory: Called for each job instead; for lists and dicts.
+        secret: Whether errors, listings and what shows a job have ``***`` in place of
+            the value. It is stored as it is, not encrypted. Default False.
 
     Raises:
-        JobDefinitionError: If both are given.
+        JobDefinitionError: If both defaults are given.
     """
-    return Arg(default=default, default_factory=default_factory)
+    return Arg(default=default, default_factory=default_factory, secret=secret)
 
 
 def args_of(cls: type[Any]) -> dict[str, Arg[Any]]:
@@ -172,3 +194,41 @@ def args_of(cls: type[Any]) -> dict[str, Arg[Any]]:
             else:
                 found.pop(name, None)
     return found
+
+
+def secrets_of(cls: type[Any]) -> frozenset[str]:
+    """Return the names of the secret arguments of a job class."""
+    return frozenset(name for name, one in args_of(cls).items() if one.secret)
+
+
+def masked(cls: type[Any] | None, payload: Any) -> Any:
+    """Return a payload of *cls*, None if nothing maps it, without its secrets."""
+    if cls is None or not isinstance(payload, Mapping):
+        return payload
+    hidden = secrets_of(cls) & payload.keys()
+    return {**payload, **dict.fromkeys(hidden, MASK)} if hidden else payload
+
+
+def shown_payload(cls: type[Any], payload: object) -> str:
+    """Return a bounded repr of what is no payload, for an error's text."""
+    return MASK if secrets_of(cls) else _shown.repr(payload)
+
+
+def dump_payload(cls: type[Any], payload: Any, path: str = "payload") -> str:
+    """
+    Return a payload of *cls* as JSON text.
+
+    Raises:
+        PayloadError: If it is not JSON, or above the class's ``__payload_limit__``.
+    """
+    try:
+        text = dump(payload, path)
+    except PayloadError as error:
+        raise without_value(cls, error) from None
+    check_size(text, cls.__payload_limit__, path)
+    return text
+
+
+def without_value(cls: type[Any], error: PayloadError) -> PayloadError:
+    """Return the error about a payload of *cls*; no value is in it if one is secret."""
+    return PayloadError(error.hidden) if error.hidden and secrets_of(cls) else error

@@ -14,7 +14,7 @@ from sqla_jobs._core.backoff import duration_problem
 from sqla_jobs._core.options import problem_of, unknown
 from sqla_jobs._core.states import JobState
 from sqla_jobs.errors import JobValueError
-from sqla_jobs.models.arg import Arg, args_of
+from sqla_jobs.models.arg import Arg, args_of, shown_payload
 from sqla_jobs.models.columns import COLUMN_NAMES
 
 Setter = Callable[[Any, str, Any], None]
@@ -73,7 +73,7 @@ def construct(job: Any, values: dict[str, Any]) -> None:
     # defaults would cost more than the rest of the constructor.
     row = job.__dict__
     row.update(plan.row)
-    payload = row["payload"] = _initial_payload(values)
+    payload = row["payload"] = _initial_payload(type(job), values)
     for name, value in values.items():
         one = plan.args.get(name)
         if one is not None:
@@ -90,13 +90,14 @@ def construct(job: Any, values: dict[str, Any]) -> None:
         _check_conflict(job)
 
 
-def _initial_payload(values: dict[str, Any]) -> dict[str, Any]:
+def _initial_payload(cls: type[Any], values: dict[str, Any]) -> dict[str, Any]:
     payload = values.get("payload")
     if payload is None:
         return {}
     if not isinstance(payload, dict):
         raise JobValueError(
-            f"payload={payload!r} must be a dict; for bytes use payload_bytes"
+            f"payload={shown_payload(cls, payload)} must be a dict; for bytes use"
+            " payload_bytes"
         )
     return dict(payload)
 

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import ClauseElement, inspect
 
 from sqla_jobs._core.options import problem_of
-from sqla_jobs._core.payloads import check_size, dump
 from sqla_jobs.errors import JobValueError
+from sqla_jobs.models.arg import dump_payload, shown_payload
 from sqla_jobs.models.construct import check_time, plan_of
 
 _OPTIONS = ("queue", "channel", "priority", "max_attempts", "timeout", "lease")
@@ -68,12 +68,11 @@ def _check_payload(cls: type[Any], row: dict[str, Any]) -> None:
     payload = row["payload"]
     if type(payload) is dict:
         if payload:
-            text = dump(payload, f"{cls.__name__}.payload")
-            check_size(text, cls.__payload_limit__, f"{cls.__name__}.payload")
+            dump_payload(cls, payload, f"{cls.__name__}.payload")
     elif not isinstance(payload, ClauseElement):
         raise JobValueError(
-            f"{cls.__name__}.payload = {payload!r} must be a dict; for bytes use"
-            " payload_bytes"
+            f"{cls.__name__}.payload = {shown_payload(cls, payload)} must be a dict;"
+            " for bytes use payload_bytes"
         )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
+from sqla_jobs._core.conceal import conceal
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
 from sqla_jobs._store.lease import Renewed, renew_many
@@ -186,6 +187,7 @@ class Batch(Guard):
                 finish(attempt, attempt.interrupted(), done)
         if not isinstance(exc, AttemptInterrupted | TaskCancelled):
             kind = self.attempts[0].kind
+            conceal(exc)
             log.warning(
                 "a batch of %s jobs (%s) failed, they run one by one: %s",
                 len(self.attempts), kind, type(exc).__name__,

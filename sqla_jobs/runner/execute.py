@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.orm import Session
 
+from sqla_jobs._core.conceal import conceal
 from sqla_jobs._core.outcomes import Discard, Outcome
 from sqla_jobs._core.settle import Settlement, settle_error, settle_outcome
 from sqla_jobs._core.states import JobState
@@ -72,7 +73,8 @@ class Surroundings:
         return Surroundings(handlers, layers, on_error, resources, dialect)
 
     def report(self, attempt: Attempt, ctx: Any, exc: BaseException) -> None:
-        """Log a failed attempt and tell `on_error`."""
+        """Log a failed attempt and tell `on_error`; neither gets values of rows."""
+        conceal(exc)
         log.warning(
             "job %s (%s) failed in attempt %s of %s: %s",
             attempt.job_id,
@@ -86,7 +88,8 @@ class Surroundings:
         if self.on_error is not None:
             try:
                 self.on_error(attempt.job, ctx, exc)
-            except Exception:
+            except Exception as failure:
+                conceal(failure)
                 log.exception("on_error itself failed", extra=log_fields(attempt))
 
 
@@ -403,6 +406,7 @@ def quietly(call: Callable[[], Any]) -> None:
     try:
         call()
     except Exception as exc:  # noqa: BLE001
+        conceal(exc)
         log.debug("while ending a handler's session: %s", exc)
 
 
@@ -411,4 +415,5 @@ async def aquietly(call: Callable[[], Awaitable[Any]]) -> None:
     try:
         await call()
     except Exception as exc:  # noqa: BLE001
+        conceal(exc)
         log.debug("while ending a handler's session: %s", exc)

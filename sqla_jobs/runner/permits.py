@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
+from sqla_jobs._core.conceal import conceal
 from sqla_jobs._core.outcomes import Outcome, Snooze
 from sqla_jobs.errors import JobValueError
 
@@ -56,7 +57,8 @@ def give_back(job_id: int, close: Callable[[], Any]) -> None:
     """Release a permit; the outcome stands, whatever that raises."""
     try:
         close()
-    except Exception:
+    except Exception as exc:
+        conceal(exc)
         log.exception("job %s: its permit could not be released", job_id)
 
 
@@ -64,5 +66,6 @@ async def agive_back(job_id: int, close: Callable[[], Awaitable[Any]]) -> None:
     """Release the permit of an async handler."""
     try:
         await close()
-    except Exception:
+    except Exception as exc:
+        conceal(exc)
         log.exception("job %s: its permit could not be released", job_id)

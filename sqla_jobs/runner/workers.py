@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from queue import SimpleQueue
 from typing import Any
 
+from sqla_jobs._core.conceal import conceal
 from sqla_jobs.runner.attempt import Attempt
 
 log = logging.getLogger("sqla_jobs")
@@ -82,5 +83,7 @@ class Tasks:
         for attempt in self._running.pop(task):
             if self._tasks.get(attempt) is task:
                 del self._tasks[attempt]
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s: internal error", self._name, exc_info=task.exception())
+        exc = None if task.cancelled() else task.exception()
+        if exc is not None:
+            conceal(exc)
+            log.error("%s: internal error", self._name, exc_info=exc)

@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session, scoped_session
 
 from sqla_jobs._core.backoff import Backoff
 from sqla_jobs._core.options import unknown
+from sqla_jobs._core.payloads import MASK
 from sqla_jobs._core.states import LIVE
 from sqla_jobs._store.probe import jobs_in, kinds_in
 from sqla_jobs.errors import PayloadError
 from sqla_jobs.models import JobMixin, JobTables, job_tables
-from sqla_jobs.models.arg import args_of
+from sqla_jobs.models.arg import args_of, secrets_of
 from sqla_jobs.models.columns import COLUMN_NAMES
 from sqla_jobs.testing._joined import Joint, plain_session
 
@@ -258,11 +259,14 @@ class _Query:
                 found[name] = str(exc)
                 continue
             if not matches(wanted, value):
-                found[name] = f"{name}={_short.repr(value)}"
+                found[name] = f"{name}={_value(job, name)}"
         return found
 
     def _wanted(self) -> str:
-        values = [f"{k}={_shown(v)}" for k, v in self.values.items()]
+        secrets = secrets_of(self.job_class)
+        values = [
+            f"{k}={MASK if k in secrets else _shown(v)}" for k, v in self.values.items()
+        ]
         return self.name + (f" with {', '.join(values)}" if values else "")
 
     def _message(self, session: Session, wanted: str, found: list[_Found]) -> str:
@@ -333,13 +337,17 @@ def _shown(wanted: Any) -> str:
     return str(name) if callable(wanted) and name else _short.repr(wanted)
 
 
+def _value(job: Any, name: str) -> str:
+    if name in secrets_of(type(job)):
+        return MASK
+    return _short.repr(getattr(job, name))
+
+
 def _line(found: _Found, values: Iterable[str]) -> str:
     job = found.job
     text = f"{type(job).__name__} {job.id}, {job.state}"
     if found.differing:
         return f"{text}: {', '.join(found.differing.values())}"
-    shown = [f"{name}={_short.repr(getattr(job, name))}" for name in values]
-    shown = shown or [
-        f"{name}={_short.repr(getattr(job, name))}" for name in args_of(type(job))
-    ]
+    names = list(values) or list(args_of(type(job)))
+    shown = [f"{name}={_value(job, name)}" for name in names]
     return f"{text}: {', '.join(shown)}" if shown else text

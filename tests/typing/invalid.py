@@ -53,6 +53,8 @@ class DataSend(DataJob, kind="send"):
 
 class WrongDefault(Job):
     copies: Arg[int] = arg(default="")  # error
+    token: Arg[int] = arg(default="", secret=True)  # error
+    key: Arg[str] = arg(secret="yes")  # error
 
 
 SendInvoice()  # error

@@ -87,6 +87,7 @@ class SendInvoice(
     subject: Arg[str] = arg(default="")
     copies: Arg[int | None] = arg(default=None)
     labels: Arg[list[str]] = arg(default_factory=list)
+    token: Arg[str] = arg(default="", secret=True)
     invoice_id: Mapped[int | None] = mapped_column(ForeignKey("invoices.id"))
     invoice: Mapped[Invoice | None] = relationship()
 
@@ -121,7 +122,7 @@ class AsyncJob(JobMixin, AsyncBase):
 
 
 class AsyncSend(AsyncJob):
-    to: Arg[str] = arg()
+    to: Arg[str] = arg(secret=True)
 
     async def run(self, ctx: object) -> str:
         return self.to
