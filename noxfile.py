@@ -25,6 +25,7 @@ nox.options.sessions = [
     "types",
     "docs",
     "package",
+    "chaos",
     "minimum",
 ]
 
@@ -122,6 +123,14 @@ def alembic(session: nox.Session) -> None:
     # Not what starts programs: the other two sessions do.
     commands = f"--ignore={folder}/test_commands.py"
     session.run(*PYTEST, *(session.posargs or [folder, commands]))
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Run the bank under faults for a minute; before a release: -- --seconds 1800."""
+    drivers = [one for one in group("companions") if "pg" in one.partition(">")[0]]
+    session.install("-e", ".[demo]", *drivers)
+    session.run("python", "-m", "tests.chaos", *session.posargs)
 
 
 @nox.session

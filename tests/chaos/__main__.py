@@ -6,7 +6,7 @@ import argparse
 import random
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,14 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tests.chaos import report
 from tests.chaos.load import RATE
-from tests.chaos.nemesis import NEMESES, Nemesis
+from tests.chaos.nemesis import NEMESES
+from tests.chaos.network import NEMESES as NETWORK
 from tests.chaos.referee import Referee, Result
 from tests.chaos.scene import Direct, Route, Scene
-
-try:
-    from tests.chaos.network import NEMESES as NETWORK
-except ModuleNotFoundError:
-    NETWORK: dict[str, Callable[[], Nemesis]] = {}
 
 LEAST = 2  # workers on the plain way
 ALL = {**NEMESES, **NETWORK}

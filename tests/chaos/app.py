@@ -318,4 +318,4 @@ def register(*, asynchronous: bool) -> None:
     for cls, plain, awaited in HANDLERS:
         call = awaited if asynchronous else plain
         made = Handler(call, is_async=asynchronous, many=cls is Fee)
-        cls.__job_handler__ = made  # type: ignore[attr-defined]
+        cls.__job_handler__ = made
