@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 
 PREFIX = "sqla-jobs-"
+NAMES = Path("/run/netns")
 NETWORKS = (
     16_384  # of two usable addresses each, in 198.18.0.0/16: for tests (RFC 2544)
 )
@@ -90,7 +91,7 @@ def _run(*command: str) -> None:
 def remove_stale() -> list[str]:
     """Remove what processes that are dead have left; return the names."""
     found = []
-    for path in Path("/run/netns").glob(f"{PREFIX}*-*"):
+    for path in NAMES.glob(f"{PREFIX}*-*"):
         pid, number = path.name.removeprefix(PREFIX).split("-")
         if not Path(f"/proc/{pid}").exists():
             _remove(path.name, f"sj{pid}h{number}")

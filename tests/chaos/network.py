@@ -140,9 +140,12 @@ class SkewedRoute(_Route):
 
 
 def _at(scene: Scene, route: Route, rng: random.Random) -> Worker:
-    """Return a worker that goes this way, once its runner works."""
+    """Return a worker that goes this way, as soon as it holds a job."""
     worker = rng.choice([one for one in scene.workers if one.route is route])
     worker.await_ready()
+    until = time.monotonic() + LEASE
+    while not scene.held_by(worker) and time.monotonic() < until:
+        time.sleep(0.02)
     return worker
 
 
@@ -210,6 +213,8 @@ class CommitLost:
 
     def __init__(self, route: ProxyRoute) -> None:
         self.routes = [route]
+        self.lost: list[bool] = []
+        """Whether they had happened, of all COMMITs that got no answer."""
 
     def why_not(self, scene: Scene) -> str | None:
         """It can always strike."""
@@ -230,6 +235,7 @@ class CommitLost:
             while not proxy.cuts and time.monotonic() < until:
                 time.sleep(0.01)
             proxy.cut_after = None
+            self.lost += proxy.cuts
             scene.note(f"answers lost: {proxy.cuts}")
             time.sleep(rng.uniform(0.0, 0.5))
 

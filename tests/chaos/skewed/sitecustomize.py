@@ -7,7 +7,14 @@ import time
 
 
 def sleep(seconds: float) -> None:
-    """Sleep: libfaketime makes an absolute, negative time of what python asks for."""
+    """
+    Sleep: libfaketime makes a time in the past of what python asks for.
+
+    Raises:
+        ValueError: As the true one does.
+    """
+    if seconds < 0:
+        raise ValueError(f"sleep length must be non-negative, got {seconds}")
     gate = _thread.allocate_lock()
     gate.acquire()
     gate.acquire(timeout=seconds)
