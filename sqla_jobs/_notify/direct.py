@@ -45,18 +45,19 @@ def direct_engine(url: URL | None, *, like: Engine) -> Engine | None:
     """
     if url is None:
         return None
-    if "+" not in url.drivername:
+    if url.drivername == like.dialect.name:
         driver = like.dialect.driver.removesuffix("_async")
         url = url.set(drivername=f"{url.drivername}+{driver}")
     try:
         engine = _engine(url, asynchronous=like.dialect.is_async)
     except (ArgumentError, InvalidRequestError, ImportError) as exc:
-        raise JobValueError(f"listen_url={shown(url)!r}: {exc}") from None
+        text = f"listen_url={shown(url)!r}: {exc}; write {EXAMPLE}"
+        raise JobValueError(text) from None
     if engine is None:
-        kind = "AsyncRunner" if like.dialect.is_async else "Runner"
+        kind = "an AsyncRunner" if like.dialect.is_async else "a Runner"
         raise JobValueError(
             f"listen_url={shown(url)!r}: the driver {url.get_driver_name()!r} cannot"
-            f" listen for a {kind}; write {EXAMPLE}"
+            f" listen for {kind}; write {EXAMPLE}"
         )
     return engine
 
