@@ -41,6 +41,7 @@ from sqla_jobs.runner.sessions import (
     sync_opener,
 )
 from sqla_jobs.runner.signals import stop_loop_on_signals
+from sqla_jobs.runner.watch import LoopWatch
 from sqla_jobs.runner.workers import Tasks, Workers
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class AsyncRunner(RunnerBase):
         self._batches = AsyncBatches(self._execute)
         self._tasks = Tasks(self.name)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_watch: LoopWatch | None = None
         self._woken = asyncio.Event()
         self._filled = asyncio.Event()
         self._main: asyncio.Task[None] | None = None
@@ -244,6 +246,7 @@ class AsyncRunner(RunnerBase):
     def _reset(self) -> None:
         self._begin_run()
         self._loop = asyncio.get_running_loop()
+        self._loop_watch = LoopWatch(self.name, self._loop)
         self._woken, self._filled = asyncio.Event(), asyncio.Event()
 
     async def _run(self, *, burst: bool) -> None:
@@ -416,6 +419,11 @@ class AsyncRunner(RunnerBase):
     def _on_wake(self) -> None:
         super()._on_wake()
         self._woken.set()
+
+    def _look_after(self, now: float) -> None:
+        super()._look_after(now)
+        if self._loop_watch is not None:
+            self._loop_watch.look(now)
 
     def _deliver_interrupt(self, attempt: Attempt) -> None:
         """Cancel the handler's task; called from any thread."""

@@ -242,7 +242,7 @@ class Attempt(Guard):
         if self._committing is None:
             return  # a savepoint, or another database
         text, cancel = self._committing
-        self._committing = None
+        self._committing = self.begun_at = None
         if text is not None:
             self._saved = text
         self.max_attempts += self.next_extra

@@ -231,7 +231,7 @@ class RunnerBase(Upkeep):
             self.name,
             attempts=self._live,
             interrupt=self._interrupt,
-            hang_up=self._hang_up,
+            look_after=self._look_after,
         )
         self._heartbeat.start()
         self._watchdog.start()
@@ -241,7 +241,7 @@ class RunnerBase(Upkeep):
             if thread is not None:
                 thread.stop()
 
-    def _hang_up(self, now: float) -> None:
+    def _look_after(self, now: float) -> None:
         """Give up connections whose server is too long about its answer, or dead."""
         forced = now > self._stop_by + FORCED_SECONDS
         longest = FORCED_SECONDS if forced else self.limits.transaction.total_seconds()

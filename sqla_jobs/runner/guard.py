@@ -20,6 +20,7 @@ class Guard:
     tables: JobTables
     session: Session | None = None
     began = False  # a transaction, since the session was handed over
+    begun_at: float | None = None  # the monotonic time of the last one
     commits = True  # what the fence precedes is a real COMMIT
     one_commit = False  # only the runner may commit, with the outcomes
     refused_commit: JobValueError | None = None  # once tried where it may not
@@ -66,7 +67,7 @@ class Guard:
             JobValueError: If the connection is in AUTOCOMMIT mode.
         """
         self.check_open()
-        self.began = True
+        self.began, self.begun_at = True, time.monotonic()
         dbapi = connection.connection.dbapi_connection
         if connection.dialect.detect_autocommit_setting(dbapi):  # type: ignore[arg-type]
             raise JobValueError(

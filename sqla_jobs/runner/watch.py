@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -19,6 +21,7 @@ from sqla_jobs._store.lease import Renewed, renew_many
 from sqla_jobs.models import JobTables
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.control import Control, Limits, Outage
+from sqla_jobs.runner.execute import log_fields
 
 if TYPE_CHECKING:
     from sqla_jobs.runner.acontrol import AsyncControl
@@ -27,6 +30,7 @@ log = logging.getLogger("sqla_jobs")
 RENEW_AT = 1 / 3  # of the lease
 SELF_FENCE_AT = 0.9  # of the lease: before anybody may rescue the job
 PROGRESS_SECONDS = 1.0
+BLOCKED_SECONDS = 5.0  # until a blocked event loop is reported
 Attempts = Callable[[], Sequence[Attempt]]
 Interrupt = Callable[[Attempt, Interruption], None]
 
@@ -160,8 +164,8 @@ class Watchdog(threading.Thread):
     """
     Interrupts attempts at their timeout, and before a lease runs out unrenewed.
 
-    It needs no database, so it goes on when the server answers no more; *hang_up* is
-    called at least every second, to end connections that wait for it in vain.
+    It needs no database, so it goes on when the server answers no more. What else
+    needs somebody who never waits is done by *look_after*, at least every second.
     """
 
     def __init__(
@@ -170,11 +174,11 @@ class Watchdog(threading.Thread):
         *,
         attempts: Attempts,
         interrupt: Interrupt,
-        hang_up: Callable[[float], None],
+        look_after: Callable[[float], None],
     ) -> None:
         super().__init__(name=f"{name}-watchdog", daemon=True)
         self.attempts, self.interrupt = attempts, interrupt
-        self.hang_up = hang_up
+        self.look_after = look_after
         self._woken = threading.Event()
         self._stopped = False
         self._next = float("inf")
@@ -200,7 +204,7 @@ class Watchdog(threading.Thread):
 
     def look(self, now: float) -> float:
         """Interrupt what is due at *now*; return the seconds until the next look."""
-        self.hang_up(now)
+        self.look_after(now)
         nearest = now + 1.0
         for attempt in self.attempts():
             if attempt.ended or attempt.interruption is not None:
@@ -210,8 +214,56 @@ class Watchdog(threading.Thread):
                 self.interrupt(attempt, why)
             else:
                 nearest = min(nearest, end)
+            _warn_of_open_transaction(attempt, now)
         self._next = nearest
         return max(0.0, nearest - now)
+
+
+def _warn_of_open_transaction(attempt: Attempt, now: float) -> None:
+    session, since = attempt.session, attempt.begun_at
+    if (
+        session is None
+        or since is None
+        or now - since < attempt.lease.total_seconds() / 2
+    ):
+        return
+    attempt.begun_at = None  # once for each transaction
+    if session.in_transaction():
+        log.warning(
+            "job %s: the transaction of its session has been open for %.0f s, with all"
+            " its locks; commit, as by ctx.checkpoint(), before work that takes long",
+            attempt.job_id, now - since, extra=log_fields(attempt),
+        )  # fmt: skip
+
+
+class LoopWatch:
+    """Tells which handler keeps an event loop from running anything else."""
+
+    def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
+        self.name, self.loop = name, loop
+        self._thread = threading.get_ident()
+        self._asked_at: float | None = None
+        self._told = False
+
+    def look(self, now: float) -> None:
+        """Ask the loop for a sign of life; log where it is if it gives none."""
+        if self.loop.is_closed():
+            return
+        if self._asked_at is None:
+            self._asked_at, self._told = now, False
+            self.loop.call_soon_threadsafe(self._answer)
+        elif now - self._asked_at >= BLOCKED_SECONDS and not self._told:
+            self._told = True
+            frame = sys._current_frames().get(self._thread)
+            where = "".join(traceback.format_stack(frame)) if frame else ""
+            log.warning(
+                "%s: the event loop has been blocked for %.0f s, and with it all other"
+                " jobs; await what waits, asyncio.to_thread() what computes:\n%s",
+                self.name, now - self._asked_at, where,
+            )  # fmt: skip
+
+    def _answer(self) -> None:
+        self._asked_at = None
 
 
 def _end_of(attempt: Attempt) -> tuple[float, Interruption]:

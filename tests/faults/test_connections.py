@@ -216,8 +216,7 @@ def test_client_that_stops_between_fence_and_commit_lets_go(
     nothing was written, and the effect happens once.
     """
     monkeypatch.setattr(pg_session, "COMMIT_SECONDS", 1)
-    for build in (lease._fencing_commit, settle._settling_commit):
-        build.cache_clear()
+    forget_statements()
     stops, go = threading.Event(), threading.Event()
 
     async def run(job: Any, ctx: Any) -> None:
@@ -247,6 +246,12 @@ def test_client_that_stops_between_fence_and_commit_lets_go(
 
     kit.until_state(job, "completed")
     assert kit.notes() == ["attempt 2"]
+    forget_statements()
+
+
+def forget_statements() -> None:
+    """Have the statements made anew that precede a COMMIT."""
+    build: Any
     for build in (lease._fencing_commit, settle._settling_commit):
         build.cache_clear()
 
