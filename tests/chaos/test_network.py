@@ -33,7 +33,7 @@ from tests.chaos.network import (
     ProxyRoute,
 )
 from tests.chaos.referee import limits
-from tests.chaos.scene import LEASE, ROOT, Direct, Event, Scene, Worker
+from tests.chaos.scene import LEASE, ROOT, Event, Scene, Worker
 from tests.chaos.watch import slowness
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ class Play:
             Partition(name, route, ways)
             for route, (name, ways) in zip(cut_off, WAYS.items(), strict=True)
         ]
-        self.scene = Scene([Direct()])
+        self.scene = Scene([])
         nemeses: list[Any] = [self.commit_lost, self.clock, self.pooler]
         for nemesis in [*self.partitions, *nemeses]:
             if nemesis.why_not(self.scene) is None:
@@ -247,9 +247,9 @@ def test_wrong_clock_writes_no_time(play: Play) -> None:
     with Session(engine) as session:
         request_cancel(session, Job, ids=[ids[1]])
         session.commit()
+    nap, note = play.completed([ids[0], ids[2]])
     with engine.connect() as connection:
         wrong = connection.execute(text(WRONG_TIMES), {"ids": ids}).all()
-    nap, note = play.completed([ids[0], ids[2]])
     play.clock.heal()
 
     assert 590 < error < 610
