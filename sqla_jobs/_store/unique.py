@@ -56,6 +56,7 @@ from sqla_jobs._store.base import (
     word,
 )
 from sqla_jobs._store.locks import MOST_NAMES, lock_names
+from sqla_jobs._store.times import tested_clock
 from sqla_jobs.errors import DuplicateJob
 from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.models.unique import policy_of, set_key, unique_key_of
@@ -229,7 +230,8 @@ def _find_live(
     replacing = [group.key for group in groups if group.replaces]
     if replacing and all(group.clash is None for group in groups):
         refusing = [g.key for g in groups if g.refusing is not None]
-        params |= {"replacing": replacing, "refusing": refusing}
+        now = tested_clock(session, tables)
+        params |= {"replacing": replacing, "refusing": refusing, "now": now}
         rows = execute(session, tables, _replacing, params)
     else:
         rows = execute(session, tables, _finding, params)

@@ -3,30 +3,30 @@ Random calls of the public API, each beside what the oracle says of it.
 
 A call commits by itself, or belongs to a transaction that a later rule commits or rolls
 back. Claims are used for ever: also when their jobs are long lost, settled or deleted.
+
+Rules draw numbers, which choose among the jobs and claims that a call fits, or now and
+then among all there ever were: bundles would nearly always draw what is long over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import ClassVar
 
 import pytest
-from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
-    initialize,
     precondition,
     rule,
 )
 from sqlalchemy import Engine, delete
 from sqlalchemy.orm import Session
 
-from sqla_jobs import LeaseLost
+from sqla_jobs import Claim, LeaseLost
 from sqla_jobs.testing import ManualClock
-from tests.model.oracle import Oracle
+from tests.model.oracle import Oracle, Row
 from tests.model.shapes import SECOND, START, Job
 
 
@@ -34,8 +34,7 @@ class Transactions(RuleBasedStateMachine):
     """The jobs of one table, their claims, and the oracle beside them."""
 
     engine: ClassVar[Engine]
-    jobs = Bundle("jobs")
-    claims = Bundle("claims")
+    runs: ClassVar[int] = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,10 +43,12 @@ class Transactions(RuleBasedStateMachine):
         self.clock = ManualClock()
         self.numbers, self.transactions = count(1), 0
         self.session: Session | None = None
+        self.known: list[int] = []
+        self.handed: dict[int, Claim] = {}
 
-    @initialize()
     def empty(self) -> None:
         """Begin with empty tables."""
+        Transactions.runs += 1
         self.clock.set(self.now)
         with self.engine.begin() as connection:
             for table in reversed(Job.metadata.sorted_tables):
@@ -67,7 +68,7 @@ class Transactions(RuleBasedStateMachine):
         return session
 
     @contextmanager
-    def use(self) -> Iterator[Session]:
+    def transaction(self) -> Iterator[Session]:
         """Yield the open session, or one that commits at the end."""
         if self.session is not None:
             yield self.session
@@ -85,20 +86,20 @@ class Transactions(RuleBasedStateMachine):
             self.oracle = self.before.copied()
             self.transactions += 1
 
-    @rule()
     @precondition(lambda self: self.session is None)
+    @rule()
     def begin(self) -> None:
         """Let the next calls share a transaction."""
         self.session, self.before = self._opened(), self.oracle.copied()
 
-    @rule()
     @precondition(lambda self: self.session is not None)
+    @rule()
     def commit(self) -> None:
         """Commit the calls since `begin`."""
         self._end().commit()
 
-    @rule()
     @precondition(lambda self: self.session is not None)
+    @rule()
     def roll_back(self) -> None:
         """Undo the calls since `begin`: what they made never existed."""
         self._end().rollback()
@@ -109,8 +110,23 @@ class Transactions(RuleBasedStateMachine):
         assert session is not None
         return session
 
-    @rule(by=st.sampled_from([1, 5, 10, 31, 100, 3600, 7200]))
-    def wait(self, by: int) -> None:
+    def let_pass(self, seconds: int) -> None:
         """Let time pass."""
-        self.now += by * SECOND
+        self.now += seconds * SECOND
         self.clock.set(self.now)
+
+    # Choose
+
+    def choose(self, picks: list[int], fits: Callable[[Row], bool]) -> list[int]:
+        """Return ids: most of jobs that fit, others of any, also of unknown ones."""
+        fit = sorted(row.id for row in self.oracle.rows.values() if fits(row))
+        pools = [self.known if pick % 4 == 3 or not fit else fit for pick in picks]
+        pairs = zip(picks, pools, strict=True)
+        return sorted({pool[pick // 4 % len(pool)] for pick, pool in pairs})
+
+    def choose_claim(self, pick: int) -> int:
+        """Return the number of a claim: most are held, others of any age."""
+        rows = self.oracle.rows.values()
+        held = sorted(row.holder for row in rows if row.holder is not None)
+        pool = sorted(self.oracle.claims) if pick % 4 == 3 or not held else held
+        return pool[pick // 4 % len(pool)]

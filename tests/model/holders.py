@@ -7,19 +7,19 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import multiple, rule
-from sqlalchemy.orm import Session
+from hypothesis.stateful import precondition, rule
 
 import sqla_jobs as api
 from sqla_jobs import LeaseLost, Prefix
-from tests.model.oracle import Row
 from tests.model.senders import Senders
-from tests.model.shapes import DELAYS, KINDS, LEASE, WAITS, Effect, Job
+from tests.model.shapes import DELAYS, KINDS, LEASE, Effect, Job
 from tests.model.turns import Ask, Turns
+from tests.model.verbs import VERBS, Use
 
-Claimed = tuple[int, api.Claim]  # its number, and what claim() returned
-
+picks = st.integers(0, 31)
+uses = st.tuples(picks, st.sampled_from(sorted(VERBS)), st.sampled_from(DELAYS))
 SUBSCRIPTIONS: dict[str, tuple[Any, Callable[[str, str], bool]]] = {
     "all": (None, lambda queue, channel: True),
     "mail": (["mail"], lambda queue, channel: queue == "mail"),
@@ -32,150 +32,80 @@ SUBSCRIPTIONS: dict[str, tuple[Any, Callable[[str, str], bool]]] = {
 class Holders(Senders):
     """Holds jobs, now and later."""
 
-    claims = Senders.claims
+    @rule()
+    def claim_all(self) -> None:
+        """Lease all that may run."""
+        self._claim(100, "all", None, LEASE)
 
     @rule(
-        target=claims,
         limit=st.sampled_from([1, 2, 3, 100]),
         sources=st.sampled_from(sorted(SUBSCRIPTIONS)),
         kinds=st.sampled_from([None, None, ["beta"]]),
         lease=st.sampled_from([LEASE, 4 * LEASE]),
     )
-    def claim(
+    def claim_some(
         self, limit: int, sources: str, kinds: list[str] | None, lease: timedelta
-    ) -> Any:
+    ) -> None:
+        """Lease some of it."""
+        self._claim(limit, sources, kinds, lease)
+
+    def _claim(
+        self, limit: int, sources: str, kinds: list[str] | None, lease: timedelta
+    ) -> None:
         """Lease jobs: what may run, in order, and as many as promised."""
         queues, takes = SUBSCRIPTIONS[sources]
         by_names = sources in {"all", "mail", "both"}
-        turns = Turns(
-            self.oracle, Ask(limit, kinds or sorted(KINDS), takes, by_names=by_names)
-        )
-        with self.use() as session:
-            found = api.claim(
-                session, Job, queues=queues, kinds=kinds, limit=limit, lease=lease,
-                now=self.now,
-            )  # fmt: skip
+        ask = Ask(limit, kinds or sorted(KINDS), takes, by_names=by_names)
+        turns = Turns(self.oracle, ask)
+        options: dict[str, Any] = {
+            "queues": queues, "kinds": kinds, "limit": limit, "lease": lease
+        }  # fmt: skip
+        with self.transaction() as session:
+            found = api.claim(session, Job, **options, now=self.now)
+        note(f"claim({options}) -> {[(one.job_id, one.token) for one in found]}")
         turns.judge([one.job_id for one in found])
-        handed = [(next(self.numbers), one) for one in found]
-        for number, one in handed:
-            row = self.oracle.rows[one.job_id]
-            self.oracle.take(row, number, self.now, lease)
-            assert (one.token, one.attempt) == (row.token, row.attempt)
-            assert (one.kind, one.queue) == (row.kind, row.queue)
-            assert one.max_attempts == row.max_attempts
-            assert one.leased_until == row.leased_until
-            assert one.payload == {"number": row.number}
-            assert one.state == (row.checkpoint or {})
-        return multiple(*handed)
+        for one in found:
+            self._take(one, lease)
 
-    def _use(
-        self,
-        claimed: Claimed,
-        call: Callable[[Session], Any],
-        note: Callable[[Row], Any],
-    ) -> None:
-        """Write an effect with a verb of a holder: both count, or neither."""
-        number, _ = claimed
-        if number not in self.oracle.claims:
-            return  # its transaction was rolled back: nobody ever had it
-        row = self.oracle.held_by(number)
-        with self.use() as session:
-            session.add(Effect())
-            if row is None:
-                with self.lost():
-                    call(session)
-            else:
-                answer = call(session)
-                self.oracle.effects += 1
-                assert answer == note(row)
+    def _take(self, one: api.Claim, lease: timedelta) -> None:
+        """Note a claim, whose values must be those of its job."""
+        row, number = self.oracle.rows[one.job_id], next(self.numbers)
+        self.handed[number] = one
+        self.oracle.take(row, number, self.now, lease)
+        assert (one.token, one.attempt) == (row.token, row.attempt)
+        assert (one.kind, one.queue) == (row.kind, row.queue)
+        assert one.max_attempts == row.max_attempts
+        assert one.leased_until == row.leased_until
+        assert one.payload == {"number": row.number}
+        assert one.state == (row.checkpoint or {})
 
-    @rule(claimed=claims, result=st.sampled_from([None, {"n": 1}]))
-    def complete(self, claimed: Claimed, result: Any) -> None:
-        """Complete a job."""
-        self._use(
-            claimed,
-            lambda session: api.complete(session, claimed[1], result, now=self.now),
-            lambda row: self.oracle.complete(row, self.now, result),
-        )
+    @rule(uses=st.lists(uses, min_size=1, max_size=4))
+    def work(self, uses: list[tuple[int, str, timedelta]]) -> None:
+        """Lease all that may run, and do something with it."""
+        self.claim_all()
+        self.use(uses)
 
-    @rule(claimed=claims, after=WAITS, exactly=st.booleans())
-    def fail(self, claimed: Claimed, after: timedelta | None, *, exactly: bool) -> None:
-        """Fail an attempt, with the wait of its class, or one given."""
-        at = None if after is None else self.now + after
-        when: dict[str, Any] = {"retry_at": at} if exactly else {"retry_after": after}
-        self._use(
-            claimed,
-            lambda session: api.fail(session, claimed[1], "no", **when, now=self.now),
-            lambda row: self.oracle.fail(row, self.now, at),
-        )
+    @rule(uses=st.lists(uses, min_size=1, max_size=4))
+    def use(self, uses: list[tuple[int, str, timedelta]]) -> None:
+        """Use claims, held or not."""
+        for pick, verb, more in uses:
+            if self.oracle.claims:  # a lost lease may undo all of them
+                self._use(self.choose_claim(pick), verb, more)
 
-    @rule(claimed=claims, after=st.sampled_from(DELAYS))
-    def snooze(self, claimed: Claimed, after: timedelta) -> None:
-        """Put a job back until later."""
-        self._use(
-            claimed,
-            lambda session: api.snooze(session, claimed[1], after=after, now=self.now),
-            lambda row: self.oracle.snooze(row, self.now, self.now + after),
-        )
-
-    @rule(claimed=claims, verb=st.sampled_from(["cancelled", "discarded"]))
-    def give_up(self, claimed: Claimed, verb: str) -> None:
-        """End a job as its holder says."""
-        call = {"cancelled": api.cancel, "discarded": api.discard}[verb]
-        self._use(
-            claimed,
-            lambda session: call(session, claimed[1], "given up", now=self.now),
-            lambda row: self.oracle.give_up(row, self.now, verb, "given up"),
-        )
-
-    @rule(claimed=claims)
-    def release(self, claimed: Claimed) -> None:
-        """Hand a job back."""
-        self._use(
-            claimed,
-            lambda session: api.release(session, claimed[1], now=self.now),
-            lambda row: self.oracle.release(row, self.now),
-        )
-
-    @rule(
-        claimed=claims,
-        state=st.sampled_from([None, {"n": 1}, {"m": 2}]),
-        extra=st.sampled_from([0, 0, 1]),
-        lease=st.sampled_from([LEASE, 4 * LEASE]),
-    )
-    def checkpoint(
-        self, claimed: Claimed, state: Any, extra: int, lease: timedelta
-    ) -> None:
-        """Save a state."""
-
-        def note(row: Row) -> bool:
-            row.checkpoint = row.checkpoint if state is None else state
-            row.max_attempts += extra
-            return self.oracle.renew(row, self.now, lease)
-
-        self._use(
-            claimed,
-            lambda session: api.checkpoint(
-                session, claimed[1], state, extra_attempts=extra, lease=lease,
-                now=self.now,
-            ),
-            note,
-        )  # fmt: skip
-
-    @rule(chosen=st.lists(claims, min_size=1, max_size=3, unique_by=lambda one: one[0]))
-    def renew(self, chosen: list[Claimed]) -> None:
+    @precondition(lambda self: self.oracle.claims)
+    @rule(chosen=st.lists(picks, min_size=1, max_size=3))
+    def renew(self, chosen: list[int]) -> None:
         """Renew leases: those still held, also when others are lost."""
-        chosen = [one for one in chosen if one[0] in self.oracle.claims]
-        held = [row for n, _ in chosen if (row := self.oracle.held_by(n))]
-        if not chosen:
-            return
-        claims = [claim for _, claim in chosen]
-        with self.use() as session:
+        numbers = sorted({self.choose_claim(pick) for pick in chosen})
+        held = [row for n in numbers if (row := self.oracle.held_by(n))]
+        claims = [self.handed[number] for number in numbers]
+        note(f"renew({[(one.job_id, one.token) for one in claims]})")
+        with self.transaction() as session:
             if not held:
                 with self.lost():
                     api.renew(session, claims, now=self.now)
                 return
-            if len(held) < len(chosen):
+            if len(held) < len(numbers):
                 with pytest.raises(LeaseLost):
                     api.renew(session, claims, now=self.now)
                 asked = None
@@ -183,3 +113,19 @@ class Holders(Senders):
                 asked = api.renew(session, claims, now=self.now)
         answers = {row.id: self.oracle.renew(row, self.now, LEASE) for row in held}
         assert asked in (None, {one for one, cancel in answers.items() if cancel})
+
+    def _use(self, number: int, name: str, more: timedelta) -> None:
+        """Write an effect with a verb of a holder: both count, or neither."""
+        claim, row = self.handed[number], self.oracle.held_by(number)
+        verb, use = VERBS[name], Use(self.now, more)
+        held = "held" if row else "lost"
+        note(f"{name}({(claim.job_id, claim.token)}, {more}): {held}")
+        with self.transaction() as session:
+            session.add(Effect())
+            if row is None:
+                with self.lost():
+                    verb.call(session, claim, use)
+            else:
+                answer = verb.call(session, claim, use)
+                self.oracle.effects += 1
+                assert answer == verb.expected(self.oracle, row, use)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import fields, replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.orm import Session
 
 import sqla_jobs as api
@@ -19,75 +23,111 @@ from sqla_jobs._store.holds import expire_holds
 from sqla_jobs._store.idempotency import purge_idempotency
 from sqla_jobs._store.retention import apply_retention
 from sqla_jobs.models import job_tables
-from tests.model.holders import Holders
+from tests.model.holders import Holders, picks
 from tests.model.oracle import FINAL, Row
-from tests.model.senders import Senders
 from tests.model.shapes import HOUR, KEYS, QUEUES, SECOND, ZERO, Effect, Job
 
 TABLES = job_tables(Job)
 ATTEMPTS, ARCHIVE = TABLES.attempts, Job.Archived.__table__
-some_jobs = st.lists(Senders.jobs, min_size=1, max_size=3, unique=True)
+some = st.lists(picks, min_size=1, max_size=3)
+NOT_RUNNING = ("available", "discarded", "held", "retryable", "scheduled")
 SETTINGS: dict[str, Any] = {
-    "paused": st.booleans(),
+    "paused": st.sampled_from([False, False, True]),
     "fair": st.booleans(),
-    "max_running": st.sampled_from([None, 1, 2]),
-    "max_running_per_channel": st.sampled_from([None, 1]),
+    "max_running": st.sampled_from([None, None, 1, 2]),
+    "max_running_per_channel": st.sampled_from([None, None, 1]),
     "on_discard": st.sampled_from(["skip", "block"]),
 }
+
+JOB = TABLES.table.c
+NAMES = {one.name for one in fields(Row)} & set(JOB.keys())
+LOOK = select(
+    *(JOB[name] for name in sorted(NAMES)),
+    JOB.payload["number"].as_integer().label("number"),
+    JOB.lease_token.label("token"),
+    JOB.cancel_requested_at.is_not(None).label("cancel_requested"),
+)
+"""The columns that the oracle knows."""
+
+LOGGED = func.json_build_array(ATTEMPTS.c.job_id, ATTEMPTS.c.number, ATTEMPTS.c.outcome)
+BESIDE = select(
+    select(func.count()).select_from(Effect).scalar_subquery(),
+    select(func.array_agg(ARCHIVE.c.id)).scalar_subquery(),
+    select(
+        func.json_agg(aggregate_order_by(LOGGED, ATTEMPTS.c.lease_token))
+    ).scalar_subquery(),
+)
+"""What is in the other tables."""
 
 
 class Machine(Holders):
     """The jobs of one table, their claims, and the oracle beside them."""
 
-    jobs = Holders.jobs
+    looks = 0
 
     # What every runner does
 
     @rule(
+        wait=st.sampled_from([0, 1, 5, 10, 31, 100, 3600, 7200]),
+        sweeps=st.sets(st.sampled_from(["rescue", "stage", "expire", "prune"])),
         expired_for=st.sampled_from([ZERO, ZERO, 5 * SECOND]),
         queues=st.sampled_from([None, None, ["mail"]]),
     )
-    def rescue(self, expired_for: timedelta, queues: list[str] | None) -> None:
-        """Take back what has expired."""
-        with self.use() as session:
+    def sweep(
+        self,
+        wait: int,
+        sweeps: set[str],
+        expired_for: timedelta,
+        queues: list[str] | None,
+    ) -> None:
+        """Let time pass, and do some of what runners do then."""
+        self.let_pass(wait)
+        if "rescue" in sweeps:
+            self._rescue(expired_for, queues)
+        for name in sorted(sweeps - {"rescue"}):
+            getattr(self, f"_{name}")()
+
+    @rule()
+    def crash(self) -> None:
+        """Lease all that may run, and have it taken back when that has expired."""
+        self.claim_all()
+        self.let_pass(31)
+        self._rescue(ZERO, None)
+
+    def _rescue(self, expired_for: timedelta, queues: list[str] | None) -> None:
+        with self.transaction() as session:
             found = api.rescue(
                 session, Job, queues=queues, expired_for=expired_for, now=self.now
             )
+        note(f"rescue() -> {[(one.job_id, str(one.state)) for one in found]}")
         expected = self.oracle.rescue(self.now, expired_for, queues)
         assert {one.job_id: one.state for one in found} == expected
 
-    @rule()
-    def stage(self) -> None:
-        """Make due jobs available."""
-        with self.use() as session:
+    def _stage(self) -> None:
+        with self.transaction() as session:
             found = api.stage(session, Job, now=self.now)
         assert found.count == self.oracle.stage(self.now)
 
-    @rule()
-    def expire(self) -> None:
-        """Cancel what was held too long."""
-        with self.use() as session:
+    def _expire(self) -> None:
+        with self.transaction() as session:
             found = expire_holds(session, TABLES, now=self.now)
         assert found == self.oracle.expire(self.now)
 
-    @rule()
-    def prune(self) -> None:
-        """Delete and archive what is old, jobs and idempotency keys."""
-        with self.use() as session:
+    def _prune(self) -> None:
+        with self.transaction() as session:
             found = apply_retention(session, TABLES, now=self.now)
             purge_idempotency(session, TABLES, limit=100, now=self.now)
         assert found == self.oracle.prune(self.now)
 
     # What owners and operators do
 
-    @rule(
-        ids=some_jobs,
-        verb=st.sampled_from(["confirm", "confirm", "extend", "abort"]),
-    )
-    def held(self, ids: list[int], verb: str) -> None:
+    @rule(picked=some, verb=st.sampled_from(["confirm", "confirm", "extend", "abort"]))
+    def held(self, picked: list[int], verb: str) -> None:
         """Confirm, extend or abort holds: all of them or none."""
+        ids = self.choose(picked, lambda row: row.state == "held")
+        note(f"{verb}_hold({ids})")
         rows = self.oracle.held(ids, self.now, verb)
-        with self.use() as session:
+        with self.transaction() as session:
             if rows is None:
                 with pytest.raises(HoldExpired):
                     self._held(session, ids, verb)
@@ -109,11 +149,15 @@ class Machine(Holders):
         else:
             api.abort_hold(session, Job, ids, "aborted", now=self.now)
 
-    @rule(ids=some_jobs)
-    def cancel(self, ids: list[int]) -> None:
-        """Cancel jobs by their ids."""
-        rows = {one: self.oracle.rows.get(one) for one in ids}
-        self._cancel(rows, ids=ids)
+    @rule(picked=some, running=st.booleans())
+    def cancel(self, picked: list[int], *, running: bool) -> None:
+        """Cancel jobs by their ids, or ask them to end."""
+        if running:
+            self.claim_all()
+        ids = self.choose(
+            picked, lambda row: row.live and (row.state == "running") == running
+        )
+        self._cancel({one: self.oracle.rows.get(one) for one in ids}, ids=ids)
 
     @rule(
         by=st.sampled_from(
@@ -127,8 +171,9 @@ class Machine(Holders):
         found = {r.id: r for r in rows if r.live and getattr(r, name) == value}
         self._cancel(found, **by)
 
-    def _cancel(self, rows: dict[int, Row | None], **by: Any) -> None:
-        with self.use() as session:
+    def _cancel(self, rows: Mapping[int, Row | None], **by: Any) -> None:
+        note(f"request_cancel({by})")
+        with self.transaction() as session:
             found = api.request_cancel(
                 session, Job, **by, reason="enough", now=self.now
             )
@@ -139,11 +184,13 @@ class Machine(Holders):
         for name in ("cancelled", "requested", "unchanged"):
             assert set(getattr(found, name)) == lists.get(name, set())
 
-    @rule(ids=some_jobs, keep_state=st.booleans())
-    def requeue(self, ids: list[int], *, keep_state: bool) -> None:
+    @rule(picked=some, keep_state=st.booleans())
+    def requeue(self, picked: list[int], *, keep_state: bool) -> None:
         """Run final jobs again."""
-        rows = {one: self.oracle.rows.get(one) for one in sorted(ids)}
-        with self.use() as session:
+        ids = self.choose(picked, lambda row: not row.live)
+        note(f"requeue({ids})")
+        rows = {one: self.oracle.rows.get(one) for one in ids}
+        with self.transaction() as session:
             found = api.requeue(session, Job, ids, keep_state=keep_state, now=self.now)
         lists: dict[str, set[int]] = {}
         for one, row in rows.items():
@@ -152,11 +199,13 @@ class Machine(Holders):
         for name in ("requeued", "duplicates", "unchanged"):
             assert set(getattr(found, name)) == lists.get(name, set())
 
-    @rule(job=Senders.jobs)
-    def requeue_one(self, job: int) -> None:
+    @rule(pick=picks)
+    def requeue_one(self, pick: int) -> None:
         """Run one job again, which its unique key may forbid."""
+        (job,) = self.choose([pick], lambda row: bool(row.unique_key) and not row.live)
+        note(f"requeue({job})")
         row = self.oracle.rows.get(job)
-        with self.use() as session:
+        with self.transaction() as session:
             if row and not row.live and self.oracle.duplicate_of(row.unique_key):
                 with pytest.raises(api.DuplicateJob):
                     api.requeue(session, Job, job, now=self.now)
@@ -166,18 +215,27 @@ class Machine(Holders):
                 assert getattr(found, name) == (job,)
 
     @rule(
-        states=st.sampled_from([FINAL, FINAL, ("scheduled", "available", "held")]),
+        states=st.sampled_from([FINAL, ("discarded",), NOT_RUNNING]),
         older_than=st.sampled_from([ZERO, HOUR]),
-        ids=st.none() | some_jobs,
+        picked=some,
+        every=st.booleans(),
     )
     def purge(
-        self, states: tuple[str, ...], older_than: timedelta, ids: list[int] | None
+        self,
+        states: tuple[str, ...],
+        older_than: timedelta,
+        picked: list[int],
+        *,
+        every: bool,
     ) -> None:
-        """Delete jobs."""
+        """Delete jobs: the waiting ones only by their ids."""
+        chosen = self.choose(picked, lambda row: row.state in states)
+        ids = None if every and set(states) <= set(FINAL) else chosen
+        note(f"purge({ids}, {states}, {older_than})")
         options: dict[str, Any] = {
             "ids": ids, "states": states, "older_than": older_than
         }  # fmt: skip
-        with self.use() as session:
+        with self.transaction() as session:
             found = api.purge(session, Job, **options, now=self.now)
         assert found == self.oracle.purge(self.now, **options)
 
@@ -187,7 +245,7 @@ class Machine(Holders):
     )
     def set_queue(self, queue: str, changes: dict[str, Any]) -> None:
         """Change the settings of a queue."""
-        with self.use() as session:
+        with self.transaction() as session:
             api.set_queue(session, Job, queue, must_exist=False, **changes)
         self.oracle.queues[queue] = replace(self.oracle.queue(queue), **changes)
 
@@ -196,49 +254,38 @@ class Machine(Holders):
     @invariant()
     def agrees(self) -> None:
         """The tables are as the oracle says, and so are the library's answers."""
-        if self.session is not None:
-            self._look(self.session)
-        else:
-            with self._opened() as session:
-                self._look(session)
-
-    def _look(self, session: Session) -> None:
-        rows = self._rows(session)
+        with ExitStack() as stack:
+            session = self.session or stack.enter_context(Session(self.engine))
+            rows = {row.id: dict(row._mapping) for row in session.execute(LOOK)}
+            beside = session.execute(BESIDE).one()
+            self.looks += 1
+            if self.looks % 3 == 0:
+                self._counts(session)
         self._promises(rows)
         assert sorted(rows) == sorted(self.oracle.rows)
         for one, row in self.oracle.rows.items():
+            found, expected = rows[one], row.expected()
             wrong = {
-                name: (rows[one][name], value)
-                for name, value in row.expected().items()
-                if rows[one][name] != value
+                name: (found[name], value)
+                for name, value in expected.items()
+                if found[name] != value
             }
             assert not wrong, f"job {one}: found, expected {wrong}"
-        history: dict[int, list[tuple[int, str]]] = {}
-        columns = ATTEMPTS.c.job_id, ATTEMPTS.c.number, ATTEMPTS.c.outcome
-        for one, *attempt in session.execute(
-            select(*columns).order_by(ATTEMPTS.c.lease_token)
-        ):
-            history.setdefault(one, []).append(tuple(attempt))
-        assert history == {k: v for k, v in self.oracle.history.items() if v}
-        scalars = select(
-            select(func.count()).select_from(Effect).scalar_subquery(),
-            select(func.array_agg(ARCHIVE.c.id)).scalar_subquery(),
-        )
-        effects, archived = session.execute(scalars).one()
+        self._beside(*beside)
+
+    def _counts(self, session: Session) -> None:
+        counts = api.counts(session, Job)
+        found = {(one.queue, one.state): one.count for one in counts}
+        assert found == self.oracle.counts()
+
+    def _beside(self, effects: int, archived: Any, logged: Any) -> None:
+        """Compare what the holders wrote, the archive and the attempts."""
         assert effects == self.oracle.effects
         assert set(archived or ()) == self.oracle.archived
-        counts = api.counts(session, Job)
-        assert {(c.queue, c.state): c.count for c in counts} == self.oracle.counts()
-
-    def _rows(self, session: Session) -> dict[int, dict[str, Any]]:
-        found = {}
-        for row in session.execute(select(TABLES.table)).mappings():
-            values = dict(row)
-            values["number"] = values["payload"]["number"]
-            values["token"] = values.pop("lease_token")
-            values["cancel_requested"] = values["cancel_requested_at"] is not None
-            found[values["id"]] = values
-        return found
+        history: dict[int, list[tuple[int, str]]] = {}
+        for one, *attempt in logged or ():
+            history.setdefault(one, []).append((*attempt,))
+        assert history == {k: v for k, v in self.oracle.history.items() if v}
 
     def _promises(self, rows: dict[int, dict[str, Any]]) -> None:
         """Check what holds whatever was called."""

@@ -96,7 +96,7 @@ class Row:
         """Make it final."""
         self.leave()
         self.state, self.finished_at, self.reason = state, now, reason
-        self.cancel_requested = self.held_until = ANY
+        self.cancel_requested = self.held_until = self.lane = ANY
 
     def leave(self) -> None:
         """Take it from its holder."""
@@ -243,7 +243,7 @@ class Oracle:
         found = {}
         for row in self.rows.values():
             until = row.leased_until
-            if until is None or until + expired_for > now:
+            if until is None or until + expired_for >= now:
                 continue
             if queues is None or row.queue in queues:
                 self._rescue(row, now)
@@ -255,10 +255,10 @@ class Oracle:
         row.crashes, row.token = row.crashes + 1, row.token + 1
         if row.cancel_requested:
             row.end("cancelled", now, row.reason)
+        elif row.crashes >= MAX_CRASHES:
+            row.end("discarded", now, f"poison: {row.crashes} crashes")
         elif row.attempt >= row.max_attempts:
             row.end("discarded", now, "attempts used up")
-        elif row.crashes >= MAX_CRASHES:
-            row.end("discarded", now)
         else:
             row.wait("available", row.run_at)
             row.lane = 2
@@ -337,7 +337,7 @@ class Oracle:
         row.wait("available", now)
         row.attempt = row.crashes = row.lane = 0
         row.cancel_requested, row.finished_at, row.result = False, None, ANY
-        row.snoozes = ANY
+        row.snoozes = 0
         if not keep_state:
             row.checkpoint = None
         return "requeued"

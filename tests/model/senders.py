@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import multiple, rule
+from hypothesis.stateful import initialize, rule
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -47,8 +47,6 @@ new_jobs = st.fixed_dictionaries(
 class Senders(Transactions):
     """Enqueues jobs of all shapes."""
 
-    jobs = Transactions.jobs
-
     def _expected(self, job_id: int, number: int, asked: dict[str, Any]) -> Row:
         """Return the row that this job must have."""
         columns = {k: v for k, v in asked.items() if k not in {"delay", "hold_for"}}
@@ -66,18 +64,23 @@ class Senders(Transactions):
         keywords = {k: v for k, v in asked.items() if k != "kind"} | more
         return KINDS[asked["kind"]](number=next(self.numbers), **keywords)
 
-    @rule(target=jobs, asked=st.lists(new_jobs, min_size=1, max_size=3))
-    def add(self, asked: list[dict[str, Any]]) -> Any:
+    @initialize(asked=st.lists(new_jobs, min_size=1, max_size=4))
+    def start(self, asked: list[dict[str, Any]]) -> None:
+        """Begin with some jobs."""
+        self.empty()
+        self._add_all(asked)
+
+    @rule(asked=st.lists(new_jobs, min_size=1, max_size=4))
+    def add(self, asked: list[dict[str, Any]]) -> None:
         """Add jobs in one flush."""
-        return self._add_all(asked)
+        self._add_all(asked)
 
     @rule(
-        target=jobs,
         kind=st.sampled_from(sorted(KINDS)),
         channels=st.lists(st.sampled_from(CHANNELS), min_size=1, max_size=3),
         delay=WAITS,
     )
-    def send(self, kind: str, channels: list[str], delay: timedelta | None) -> Any:
+    def send(self, kind: str, channels: list[str], delay: timedelta | None) -> None:
         """Add ordered jobs; only the first of them may be delayed."""
         asked: list[dict[str, Any]] = [
             {"kind": kind, "queue": "mail", "channel": channel, "ordered": True}
@@ -86,21 +89,21 @@ class Senders(Transactions):
         if delay is not None:
             asked[0]["delay"] = delay
         ids = self._add_all(asked)
-        assert list(ids.values) == sorted(ids.values), "ids are not in send order"
-        return ids
+        assert ids == sorted(ids), "ids are not in send order"
 
     @rule(
-        target=jobs,
         asked=new_jobs,
         ordered=st.booleans(),
         hold_for=st.sampled_from([5 * SECOND, HOUR]),
     )
-    def hold(self, asked: dict[str, Any], *, ordered: bool, hold_for: timedelta) -> Any:
+    def hold(
+        self, asked: dict[str, Any], *, ordered: bool, hold_for: timedelta
+    ) -> None:
         """Add a job that waits to be confirmed."""
-        return self._add_all([asked | {"ordered": ordered, "hold_for": hold_for}])
+        self._add_all([asked | {"ordered": ordered, "hold_for": hold_for}])
 
-    def _add_all(self, asked: list[dict[str, Any]]) -> Any:
-        with self.use() as session:
+    def _add_all(self, asked: list[dict[str, Any]]) -> list[int]:
+        with self.transaction() as session:
             made = [self._made(one) for one in asked]
             session.add_all(made)
             session.flush()
@@ -108,25 +111,25 @@ class Senders(Transactions):
             for job, one in zip(made, asked, strict=True):
                 self.oracle.add(self._expected(job.id, job.number, one))
             session.expunge_all()
-        return multiple(*ids)
+        self.known += ids
+        return ids
 
     @rule(
-        target=jobs,
         asked=new_jobs,
         key=st.sampled_from(KEYS),
         policy=st.sampled_from(["raise", "skip", "return", "replace"]),
     )
-    def enqueue(self, asked: dict[str, Any], key: str, policy: str) -> Any:
+    def enqueue(self, asked: dict[str, Any], key: str, policy: str) -> None:
         """Enqueue a job with a unique key."""
         other = self.oracle.duplicate_of(key)
-        with self.use() as session:
+        with self.transaction() as session:
             job = self._made(asked, unique_key=key)
             if self._clashes(other, policy):
                 with pytest.raises(api.DuplicateJob) as error:
                     api.enqueue(session, job, on_conflict=policy)
                 assert other is not None
                 assert error.value.job_id == other.id
-                return multiple()
+                return
             made = api.enqueue(session, job, on_conflict=policy)
             if other is not None and policy != "replace":
                 assert (made.job_id, made.created) == (other.id, False)
@@ -136,7 +139,7 @@ class Senders(Transactions):
                 asked |= {"unique_key": key}
                 self.oracle.add(self._expected(made.job_id, job.number, asked))
             session.expunge_all()
-            return made.job_id
+            self.known.append(made.job_id)
 
     def _clashes(self, other: Row | None, policy: str) -> bool:
         if other is None:
@@ -148,7 +151,6 @@ class Senders(Transactions):
             self.oracle.replace(other, self.now)
 
     @rule(
-        target=jobs,
         kind=st.sampled_from(sorted(KINDS)),
         keys=st.lists(st.sampled_from([None, *KEYS]), min_size=1, max_size=4),
         policy=st.sampled_from(["raise", "skip", "replace"]),
@@ -156,7 +158,7 @@ class Senders(Transactions):
     )
     def enqueue_many(
         self, kind: str, keys: list[str | None], policy: str, *, copy: bool
-    ) -> Any:
+    ) -> None:
         """Enqueue jobs in bulk, with keys that live jobs may have."""
         rows = [self._bulk_row(key, policy) for key in keys]
         named = [key for key in keys if key is not None]
@@ -164,18 +166,18 @@ class Senders(Transactions):
         clash = any(self._clashes(other, policy) for other in others)
         clash |= policy == "raise" and len(set(named)) < len(named)
         options: dict[str, Any] = {"copy_threshold": 1 if copy else None}
-        with self.use() as session:
+        with self.transaction() as session:
             if clash:
                 with pytest.raises(api.DuplicateJob):
                     api.enqueue_many(session, KINDS[kind], rows, **options)
-                return multiple()
+                return
             wanted = self._survivors(rows, policy)
             found = api.enqueue_many(session, KINDS[kind], rows, **options)
             assert found == len(wanted)
             if policy == "replace":
                 for other in others:
                     self._replaced(other)
-            return self._note_bulk(session, kind, wanted)
+            self._note_bulk(session, kind, wanted)
 
     def _bulk_row(self, key: str | None, policy: str) -> dict[str, Any]:
         keyed = {} if key is None else {"unique_key": key, "on_conflict": policy}
@@ -197,20 +199,22 @@ class Senders(Transactions):
 
     def _note_bulk(
         self, session: Session, kind: str, wanted: dict[int, str | None]
-    ) -> Any:
+    ) -> None:
         number = TABLES.table.c.payload["number"].as_integer()
-        query = select(number.label("number"), TABLES.table.c.id).where(number.in_(wanted))
+        query = select(number.label("number"), TABLES.table.c.id).where(
+            number.in_(wanted)
+        )
         ids = {row.number: row.id for row in session.execute(query)}
         for one, key in wanted.items():
             asked = {"kind": kind, "unique_key": key}
             self.oracle.add(self._expected(ids[one], one, asked))
-        return multiple(*ids.values())
+        self.known += ids.values()
 
-    @rule(target=jobs, key=st.sampled_from(KEYS), queue=st.sampled_from(QUEUES))
-    def request(self, key: str, queue: str) -> Any:
+    @rule(key=st.sampled_from(KEYS), queue=st.sampled_from(QUEUES))
+    def request(self, key: str, queue: str) -> None:
         """Enqueue a job with an idempotency key, which stands for it for an hour."""
         known = self.oracle.keys.get((queue, key))
-        with self.use() as session:
+        with self.transaction() as session:
             job = self._made({"kind": "alpha", "queue": queue})
             made = api.enqueue(session, job, idempotency_key=key, window=HOUR)
             if known is not None and known[1] > self.now:
@@ -221,4 +225,4 @@ class Senders(Transactions):
                 asked = {"kind": "alpha", "queue": queue}
                 self.oracle.add(self._expected(made.job_id, job.number, asked))
             session.expunge_all()
-        return made.job_id
+        self.known.append(made.job_id)

@@ -18,7 +18,18 @@ EXAMPLES = int(os.environ.get("SQLA_JOBS_MODEL_EXAMPLES", "100"))
 
 STEPS = int(os.environ.get("SQLA_JOBS_MODEL_STEPS", "40"))
 SHRINK = not os.environ.get("SQLA_JOBS_MODEL_FAST")
-PHASES = [Phase.generate, *([Phase.shrink] if SHRINK else [])]
+
+SETTINGS = settings(
+    max_examples=EXAMPLES,
+    stateful_step_count=STEPS,
+    deadline=None,
+    database=None,
+    derandomize=False,
+    print_blob=True,
+    report_multiple_bugs=False,
+    phases=[Phase.generate, *([Phase.shrink] if SHRINK else [])],
+    suppress_health_check=list(HealthCheck),
+)
 
 
 @pytest.fixture
@@ -36,16 +47,7 @@ def model_engine(dsn: str) -> Iterator[Engine]:
 def test_api_agrees_with_the_oracle(model_engine: Engine) -> None:
     """No sequence of calls leaves the tables other than the documentation says."""
     Machine.engine = model_engine
-    run_state_machine_as_test(
-        Machine,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            database=None,
-            print_blob=True,
-            report_multiple_bugs=False,
-            phases=PHASES,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    try:
+        run_state_machine_as_test(Machine, settings=SETTINGS)
+    finally:
+        print(f"{Machine.runs} runs")

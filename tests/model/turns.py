@@ -56,7 +56,7 @@ class Turns:
             if not live or any(row.state == "running" for row in live):
                 continue
             head = min(live, key=lambda row: row.id)
-            dead = any(row.state == "discarded" for row in rows)
+            dead = any(r.state == "discarded" and r.id < head.id for r in rows)
             if not dead or self.oracle.queue(queue).on_discard == "skip":
                 yield head
 
