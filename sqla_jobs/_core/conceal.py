@@ -41,8 +41,7 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(one))
         yield one
-        members = getattr(one, "exceptions", ())
-        parts = members if isinstance(one, BaseExceptionGroup) else ()
+        parts = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
         waiting += [e for e in (one.__cause__, one.__context__, *parts) if e]
 
 

@@ -14,6 +14,8 @@ ERROR_LIMIT = 16_000
 TRACEBACK_LIMIT = 64_000
 """The most bytes that `traceback_text` returns."""
 
+CUT = " bytes cut] ...\n"
+
 # PostgreSQL's text holds neither; an error must be recordable all the same.
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
@@ -41,7 +43,7 @@ def error_text(exc: BaseException) -> str:
     name = type(exc).__name__
     try:
         message = str(exc)
-    except Exception as failure:  # noqa: BLE001  # the handler's own code
+    except BaseException as failure:  # noqa: BLE001  # the handler's own code
         message = f"<its message failed with {type(failure).__name__}>"
     return clean_text(f"{name}: {message}" if message else name, ERROR_LIMIT)
 
@@ -59,6 +61,11 @@ def traceback_text(exc: BaseException) -> str:
     except Exception:  # noqa: BLE001  # the handler's own code
         return error_text(exc)
     return _fit(text, TRACEBACK_LIMIT, head_share=0.25)
+
+
+def is_whole(text: str) -> bool:
+    """Return whether `traceback_text` could show all of a raised error."""
+    return CUT not in text and "Traceback (most recent call last)" in text
 
 
 def _fit(text: str, limit: int, *, head_share: float) -> str:
@@ -79,7 +86,7 @@ def _fit(text: str, limit: int, *, head_share: float) -> str:
 
 
 def _marker(cut: int, head_share: float) -> str:
-    return f"... [{cut} bytes cut]" + ("" if head_share == 1.0 else " ...\n")
+    return f"... [{cut} bytes cut]" + ("" if head_share == 1.0 else CUT[-5:])
 
 
 def _decode_whole(data: bytes) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections import Counter
@@ -39,7 +38,13 @@ from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.control import Limits, Outage
 from sqla_jobs.runner.execute import Around, OnError, log_fields
-from sqla_jobs.runner.options import Options, check_callables, choose_handlers
+from sqla_jobs.runner.options import (
+    Options,
+    check_callables,
+    choose_handlers,
+    default_name,
+    shortest_lease,
+)
 from sqla_jobs.runner.outbox import Outbox, Outgoing
 from sqla_jobs.runner.upkeep import Upkeep
 from sqla_jobs.runner.watch import Heartbeat, Watchdog
@@ -78,10 +83,11 @@ class RunnerBase(Upkeep):
         max_crashes: int,
     ) -> None:
         self.tables: JobTables = job_tables(job_class)
+        self._pid, self._name = os.getpid(), name
         self.id = uuid4()
         self.options = Options(
             slots=Slots.of(concurrency, queues),
-            name=name or f"{socket.gethostname()}-{os.getpid()}",
+            name=name or default_name(),
             lease=lease or DEFAULT_LEASE,
             poll=poll,
             grace=grace,
@@ -95,7 +101,7 @@ class RunnerBase(Upkeep):
         )
         check_callables(self.options, runs)
         self.handlers = choose_handlers(self.tables, kinds, runs)
-        self.limits = Limits(self._shortest_lease())
+        self.limits = Limits(shortest_lease(self.tables, self.options))
         self.forced = False
         self.failures = 0  # attempts since `run` that ended retryable or discarded
         self._runs, self._slots_asked = runs, (concurrency, queues)
@@ -161,6 +167,7 @@ class RunnerBase(Upkeep):
         options = replace(
             self.options, slots=Slots.of(*asked), name=name or self.name, **kept
         )
+        self._name = name or self._name
         self._direct = direct_engine(options.listen_url, like=self._engine)
         self.options = options
         self._slots_asked = asked
@@ -168,13 +175,8 @@ class RunnerBase(Upkeep):
         self.handlers.clear()
         self.handlers.update(handlers)
         self._outage.name = self.name
-        self.limits.lease = self._shortest_lease()
+        self.limits.lease = shortest_lease(self.tables, self.options)
         self._plan = self._new_plan(burst=False)
-
-    def _shortest_lease(self) -> timedelta:
-        options = [cls.__job_options__ for cls in self.tables.kinds.values()]
-        own: list[timedelta] = [one.lease for one in options if one.lease]
-        return min([self.options.lease, *own])
 
     def _new_plan(self, *, burst: bool) -> Plan:
         return Plan(
@@ -191,6 +193,8 @@ class RunnerBase(Upkeep):
         Raises:
             RuntimeError: If it does already.
         """
+        if self._pid != os.getpid():
+            self._begin_child()
         with self._lock:
             if self._running:
                 raise RuntimeError(f"{self.name} runs already")
@@ -199,6 +203,14 @@ class RunnerBase(Upkeep):
             self._plan, self._outbox = self._new_plan(burst=False), Outbox()
             self._stop_by = float("inf")
             self._attempts.clear()
+
+    def _begin_child(self) -> None:
+        """Be another runner, in a fork of the process: leave its connections alone."""
+        self._pid, self.id, self._lock = os.getpid(), uuid4(), threading.Lock()
+        if self._name is None:
+            self.options = replace(self.options, name=default_name())
+        self._running = False
+        self.limits.begin_child()
 
     # Threads beside the jobs
 

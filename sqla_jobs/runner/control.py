@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import AsyncAdaptedQueuePool, Pool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from sqla_jobs._dialects import JobDialect, dialect_of, sockets
 from sqla_jobs._store.claim import DEFAULT_LEASE
@@ -32,6 +33,7 @@ class Limits:
     def __init__(self, lease: timedelta = DEFAULT_LEASE) -> None:
         self.lease = lease
         self._busy: dict[int, tuple[float, Any]] = {}
+        self._engines: WeakSet[Engine] = WeakSet()
 
     @property
     def statement(self) -> timedelta:
@@ -58,8 +60,16 @@ class Limits:
                 )
                 sockets.hang_up(raw)
 
-    def watch(self, pool: Pool) -> None:
-        """Note which connections of *pool* are at work."""
+    def begin_child(self) -> None:
+        """Forget all connections in a fork of the process; they are the parent's."""
+        self._busy.clear()
+        for engine in self._engines:
+            engine.dispose(close=False)
+
+    def watch(self, own: Engine, theirs: Engine) -> None:
+        """Note which connections of the engine *own* are at work."""
+        self._engines.update((own, theirs))
+        pool = own.pool
 
         def begins(_: Any, record: Any, __: Any) -> None:
             self._busy[id(record)] = time.monotonic(), record.driver_connection
@@ -98,7 +108,7 @@ def clone_engine(
         hide_parameters=True,
     )
     drop_pool_of_standby(engine)
-    limits.watch(pool)
+    limits.watch(clone, engine)
     _limit_connections(clone, dialect_of(engine), limits)
     return clone.execution_options(isolation_level="READ COMMITTED")
 

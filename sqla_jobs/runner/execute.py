@@ -24,6 +24,7 @@ from sqla_jobs._core.conceal import conceal
 from sqla_jobs._core.outcomes import Discard, Outcome
 from sqla_jobs._core.settle import Settlement, settle_error, settle_outcome
 from sqla_jobs._core.states import JobState
+from sqla_jobs._core.text import is_whole
 from sqla_jobs._dialects import JobDialect
 from sqla_jobs._store.lease import fence, settled_state
 from sqla_jobs.errors import PayloadError
@@ -72,23 +73,27 @@ class Surroundings:
         on_error, resources = options.on_error, options.resources
         return Surroundings(handlers, layers, on_error, resources, dialect)
 
-    def report(self, attempt: Attempt, ctx: Any, exc: BaseException) -> None:
+    def report(
+        self, attempt: Attempt, ctx: Any, exc: BaseException, trace: str
+    ) -> None:
         """Log a failed attempt and tell `on_error`; neither gets values of rows."""
         conceal(exc)
+        whole = is_whole(trace)
         log.warning(
-            "job %s (%s) failed in attempt %s of %s: %s",
+            "job %s (%s) failed in attempt %s of %s: %s%s",
             attempt.job_id,
             attempt.kind,
             attempt.number,
             attempt.max_attempts,
-            type(exc).__name__,
+            type(exc).__name__[:100],
+            "" if whole else f"\n{trace}",
             extra=log_fields(attempt),
-            exc_info=exc,
+            exc_info=exc if whole else None,
         )
         if self.on_error is not None:
             try:
                 self.on_error(attempt.job, ctx, exc)
-            except Exception as failure:
+            except BaseException as failure:  # it must not cost the slot
                 conceal(failure)
                 log.exception("on_error itself failed", extra=log_fields(attempt))
 
@@ -228,7 +233,7 @@ class SyncExecution:
             quietly(attempt.session.rollback)
         settlement = attempt.raised(exc, self.around.dialect)
         if settlement is not None and settlement.traceback is not None:
-            self.around.report(attempt, ctx, exc)
+            self.around.report(attempt, ctx, exc, settlement.traceback)
         return settlement
 
     def _renew(self, attempt: Attempt, length: timedelta) -> bool:
@@ -361,7 +366,7 @@ class AsyncExecution:
             exc = TaskCancelled()
         settlement = attempt.raised(exc, self.around.dialect)
         if settlement is not None and settlement.traceback is not None:
-            self.around.report(attempt, ctx, exc)
+            self.around.report(attempt, ctx, exc, settlement.traceback)
         return settlement
 
     async def _renew(self, attempt: Attempt, length: timedelta) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import URL, Engine
 
+from sqla_jobs._core.options import problem_of
 from sqla_jobs._core.plan import Slots
 from sqla_jobs._store.claim import check_lease, check_share
 from sqla_jobs.errors import JobDefinitionError, JobValueError
@@ -38,6 +41,8 @@ class Options:
     max_crashes: int
 
     def __post_init__(self) -> None:
+        if problem := problem_of("queue", self.name):
+            raise JobValueError(f"name={self.name!r} {problem}")
         check_lease(self.lease)
         for name, value in (("poll", self.poll), ("grace", self.grace)):
             if not isinstance(value, timedelta):
@@ -54,6 +59,18 @@ class Options:
             raise JobValueError(
                 f"max_crashes must be 1 or more, got {self.max_crashes}"
             )
+
+
+def default_name() -> str:
+    """Return the name of a runner that got none: host and process id."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def shortest_lease(tables: JobTables, options: Options) -> timedelta:
+    """Return the shortest lease that jobs of a runner get, their own ones aside."""
+    of_classes = [cls.__job_options__ for cls in tables.kinds.values()]
+    own: list[timedelta] = [one.lease for one in of_classes if one.lease]
+    return min([options.lease, *own])
 
 
 def check_callables(
