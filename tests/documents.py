@@ -24,8 +24,9 @@ from sybil.parsers.myst.lexers import DirectiveLexer
 
 if TYPE_CHECKING:
     from sqla_jobs.testing import DatabaseServer
+    from tests.programs import Programs
 
-pytest_plugins = ["sqla_jobs.testing.pytest_plugin"]
+pytest_plugins = ["sqla_jobs.testing.pytest_plugin", "tests.programs"]
 
 COMMAND = re.compile(r"^\$ ((?:.*\\\n)*.*)\n?", re.MULTILINE)
 # A later command starts in the folder that this one went to.
@@ -85,10 +86,12 @@ def run_command(command: str, example: Example) -> str:
     folder: Path = example.namespace["document_folder"]
     note = folder.with_suffix(".pwd")
     where = note.read_text().strip() if note.exists() else folder
-    programs = Path(sys.executable).parent
+    programs: Programs = example.namespace["programs"]
+    folders = [programs.path, Path(sys.executable).parent]
+    path = [*map(str, folders), os.environ.get("PATH", os.defpath)]
     env = {k: v for k, v in os.environ.items() if not k.startswith("SQLA_JOBS_")}
     env |= {
-        "PATH": f"{programs}{os.pathsep}{env.get('PATH', os.defpath)}",
+        "PATH": os.pathsep.join(path),
         "DATABASE_URL": example.namespace["dsn"],
     }
     done = subprocess.run(
@@ -121,7 +124,7 @@ pytest_collect_file = Sybil(
         SkipParser(),
     ],
     patterns=["README.md", "docs/*.md", "docs/**/*.md"],
-    fixtures=["dsn", "document_folder"],
+    fixtures=["dsn", "document_folder", "programs"],
 ).pytest()
 
 

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs.cli.commands import command
 from tests.integration.cli.kit import APP, ROOT, Command, Invoke, Running
+from tests.programs import Programs
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,12 @@ def environ(dsn: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def sqla_jobs(folder: Path, environ: dict[str, str]) -> Command:
+def sqla_jobs(folder: Path, environ: dict[str, str], programs: Programs) -> Command:
     """Return a function that runs the command in the application's folder."""
 
     def run(*args: str, cwd: Path = folder) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "sqla_jobs", *args],
+            [*programs.python, "-m", "sqla_jobs", *args],
             cwd=cwd,
             env=environ,
             capture_output=True,
@@ -79,7 +80,9 @@ def sqla_jobs(folder: Path, environ: dict[str, str]) -> Command:
 
 
 @pytest.fixture
-def start(folder: Path, environ: dict[str, str]) -> Iterator[Callable[..., Running]]:
+def start(
+    folder: Path, environ: dict[str, str], programs: Programs
+) -> Iterator[Callable[..., Running]]:
     """
     Yield a function that starts the command; it is killed at the end.
 
@@ -88,8 +91,9 @@ def start(folder: Path, environ: dict[str, str]) -> Iterator[Callable[..., Runni
     started: list[subprocess.Popen[str]] = []
 
     def run(*args: str, cwd: Path = folder, group: bool = False) -> Running:
+        python = [sys.executable] if group else programs.python
         process = subprocess.Popen(
-            [sys.executable, "-m", "sqla_jobs", *args],
+            [*python, "-m", "sqla_jobs", *args],
             cwd=cwd,
             env=environ,
             start_new_session=group,

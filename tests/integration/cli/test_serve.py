@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +18,15 @@ from sqla_jobs.cli.errors import TargetError
 from tests.integration.cli.kit import Command, Invoke, posix
 from tests.integration.cli.test_documents import options, rows, written
 from tests.integration.http.kit import Client
+from tests.programs import Programs
 
 
 @contextmanager
 def served(
-    folder: Path, environ: dict[str, str], *args: str
+    folder: Path, environ: dict[str, str], programs: Programs, *args: str
 ) -> Iterator[tuple[Client, subprocess.Popen[str]]]:
     """Yield a client of the command, which runs in a process, and that process."""
-    command = [sys.executable, "-m", "sqla_jobs", "serve", *args, "--port", "0"]
+    command = [*programs.python, "-m", "sqla_jobs", "serve", *args, "--port", "0"]
     with subprocess.Popen(
         command, cwd=folder, env=environ, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -48,11 +48,13 @@ def test_serves_until_a_signal(
     folder: Path,
     environ: dict[str, str],
     session: Session,
+    programs: Programs,
+    *,
     target: str,
     number: signal.Signals,
 ) -> None:
     """A sync and an asyncio runner's tables are served; a signal is a clean end."""
-    with served(folder, environ, target) as (client, process):
+    with served(folder, environ, programs, target) as (client, process):
         job_id = client.enqueue(kind="greet", payload={"name": "you"})
         [job] = client.lease("default", kinds=["greet"])
         assert job["id"] == job_id
@@ -62,7 +64,12 @@ def test_serves_until_a_signal(
 
 
 def test_tokens_come_from_the_environment_or_a_file(
-    folder: Path, environ: dict[str, str], session: Session, tmp_path: Path
+    folder: Path,
+    environ: dict[str, str],
+    session: Session,
+    programs: Programs,
+    *,
+    tmp_path: Path,
 ) -> None:
     """With tokens a request without one is 401; the file wins over the variable."""
     file = tmp_path / "tokens"
@@ -73,17 +80,17 @@ def test_tokens_come_from_the_environment_or_a_file(
         ([], "of-the-variable"),
         (["--tokens-file", str(file)], "of-the-file"),
     ):
-        with served(folder, environ, "app:runner", *args) as (client, _):
+        with served(folder, environ, programs, "app:runner", *args) as (client, _):
             assert client.get("/v1/queues").status == 401
             assert client.with_token(secret).get("/v1/queues").status == 200
             assert client.with_token("other").get("/v1/queues").status == 401
 
 
 def test_without_tokens_other_names_are_refused(
-    folder: Path, environ: dict[str, str], session: Session
+    folder: Path, environ: dict[str, str], session: Session, programs: Programs
 ) -> None:
     """A web page cannot reach the service by a name that it lets mean this machine."""
-    with served(folder, environ, "app:runner") as (client, _):
+    with served(folder, environ, programs, "app:runner") as (client, _):
         named = client.send("GET", "/v1/queues", headers={"Host": "evil.example"})
         local = client.send("GET", "/v1/queues", headers={"Host": "localhost:80"})
 
