@@ -192,7 +192,7 @@ def test_on_error_that_raises_anything_costs_no_slot(
     assert kit.states() == ["discarded", "completed"]
 
 
-def test_runners_of_one_name_are_two(kit: Kit) -> None:
+def test_two_runners_of_one_name_share_the_work(kit: Kit) -> None:
     """Host names and process ids come again; only the random id tells runners apart."""
     seen, go = list[int](), threading.Event()
 
@@ -218,7 +218,7 @@ def test_runners_of_one_name_are_two(kit: Kit) -> None:
 
 
 @posix
-def test_runner_in_a_fork_leaves_the_parents_connections_alone(kit: Kit) -> None:
+def test_forked_child_leaves_the_runner_alone(kit: Kit) -> None:
     """It gets an id, a name and connections of its own; the parent's go on."""
     if kit.shell == "aio":
         pytest.skip("an event loop is not forked; AsyncRunner shares the code")
