@@ -231,10 +231,10 @@ class JobDialect(ABC):
         """Do the same for the transaction that begins on the DBAPI *connection*."""
 
     @abstractmethod
-    def limit_commit(self) -> ColumnElement[Any]:
+    def limit_commit(self, milliseconds: ColumnElement[str]) -> ColumnElement[Any]:
         """
         Return an expression for the last statement before a COMMIT: if that does not
-        follow, because the client is gone, the server ends the transaction.
+        follow in time, because the client is gone, the server ends the transaction.
         """
 
     @staticmethod

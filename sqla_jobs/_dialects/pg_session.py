@@ -9,7 +9,6 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, literal_column
 
 IDLE = "idle_in_transaction_session_timeout"
-COMMIT_SECONDS = 10  # from a fence to its COMMIT, which follows at once
 PROBE_SECONDS = 10  # until an idle client is asked, and between two questions
 PROBES = 3
 SETTING = """
@@ -42,10 +41,11 @@ def limit_transaction(connection: Any, limit: timedelta) -> None:
     _set(connection, _timeouts(limit), is_local="true", where="true")
 
 
-def limit_commit() -> ColumnElement[Any]:
+def limit_commit(milliseconds: ColumnElement[str]) -> ColumnElement[Any]:
     """Return what keeps a transaction that should commit now from lasting for ever."""
-    words = f"'{IDLE}'", f"'{COMMIT_SECONDS}s'", "true"
-    return func.set_config(*map(literal_column, words))
+    return func.set_config(
+        literal_column(f"'{IDLE}'"), milliseconds, literal_column("true")
+    )
 
 
 def _timeouts(limit: timedelta) -> dict[str, int]:

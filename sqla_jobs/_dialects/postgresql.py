@@ -205,9 +205,9 @@ class PostgreSQLDialect(JobDialect):
         """Set the transaction's timeouts."""
         pg_session.limit_transaction(connection, limit)
 
-    def limit_commit(self) -> ColumnElement[Any]:
+    def limit_commit(self, milliseconds: ColumnElement[str]) -> ColumnElement[Any]:
         """Return ``set_config(...)`` for the rest of the transaction."""
-        return pg_session.limit_commit()
+        return pg_session.limit_commit(milliseconds)
 
 
 def _lost_before_an_answer(exc: DBAPIError) -> bool:

@@ -63,7 +63,7 @@ def fence(  # noqa: PLR0913 - one keyword per column
     checkpoint: str | None = None,
     progress: str | None = None,
     extra_attempts: int = 0,
-    commits: bool = False,
+    within: timedelta | None = None,
     now: datetime | None = None,
 ) -> Held | None:
     """
@@ -78,8 +78,9 @@ def fence(  # noqa: PLR0913 - one keyword per column
         checkpoint: JSON text to save; None keeps the saved one.
         progress: JSON text to save; None keeps the saved one.
         extra_attempts: Raises ``max_attempts``, 0 or more.
-        commits: Whether the COMMIT follows at once; should it never come, the server
-            ends the transaction, and with it the lock, after 10 s.
+        within: How long after this statement the COMMIT may come, which follows at
+            once: then the server ends the transaction, and with it the lock. Default
+            None: for ever.
     """
     params = {
         "job": job_id,
@@ -90,8 +91,9 @@ def fence(  # noqa: PLR0913 - one keyword per column
         "progress": progress,
         "extra": extra_attempts,
         "now": now,
+        **commit_limit(within),
     }
-    build = _fencing_commit if commits else _fencing
+    build = _fencing if within is None else _fencing_commit
     row = execute(session, tables, build, params).first()
     return None if row is None else Held(row[0], row[1] is not None, row[2])
 
@@ -103,7 +105,14 @@ def _fencing(tables: JobTables, dialect: JobDialect) -> Executable:
 
 @built_once
 def _fencing_commit(tables: JobTables, dialect: JobDialect) -> Executable:
-    return _fence(tables, dialect, dialect.limit_commit())
+    return _fence(tables, dialect, dialect.limit_commit(bind("within", Text())))
+
+
+def commit_limit(within: timedelta | None) -> dict[str, str]:
+    """Return the parameter of a statement that limits the COMMIT after it."""
+    if within is None:
+        return {}
+    return {"within": str(max(1, within // timedelta(milliseconds=1)))}
 
 
 def _fence(

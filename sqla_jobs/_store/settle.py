@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -29,7 +29,7 @@ from sqlalchemy.types import TypeEngine
 
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import FINAL, JobState, Lane
-from sqla_jobs._dialects import JobDialect
+from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import (
     Where,
     built_once,
@@ -39,6 +39,7 @@ from sqla_jobs._store.base import (
     state_rule,
     word,
 )
+from sqla_jobs._store.lease import commit_limit
 from sqla_jobs.models import JobTables
 
 _COLUMNS: dict[str, TypeEngine[Any]] = {
@@ -65,7 +66,7 @@ def settle(
     settlements: Sequence[Settlement],
     *,
     wait: bool = True,
-    commits: bool = False,
+    within: timedelta | None = None,
     now: datetime | None = None,
 ) -> dict[int, JobState]:
     """
@@ -77,7 +78,7 @@ def settle(
     Args:
         wait: Whether to wait for rows that another transaction is writing; else they
             are missing in the answer too. Default True.
-        commits: Whether the COMMIT follows at once; see `fence`. Implies *wait*.
+        within: How long the COMMIT may take to come; see `fence`. Implies *wait*.
     """
     if not settlements:
         return {}
@@ -88,8 +89,9 @@ def settle(
         name: [getattr(row, name) for row in rows] for name in _COLUMNS
     }
     build = _settling if wait else _settling_unlocked
-    build = _settling_commit if commits else build
-    result = execute(session, tables, build, params | {"now": now})
+    build = build if within is None else _settling_commit
+    params |= {"now": now, **commit_limit(within)}
+    result = execute(session, tables, build, params)
     return {row[0]: JobState(row[1]) for row in result}
 
 
@@ -101,7 +103,8 @@ def _settling(tables: JobTables, dialect: JobDialect) -> Executable:
 @built_once
 def _settling_commit(tables: JobTables, dialect: JobDialect) -> Executable:
     settled = _settled(tables, dialect, skip=False)
-    return _logging(tables, dialect, settled).add_columns(dialect.limit_commit())
+    limit = dialect.limit_commit(bind("within", Text()))
+    return _logging(tables, dialect, settled).add_columns(limit)
 
 
 @built_once

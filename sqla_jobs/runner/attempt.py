@@ -216,12 +216,13 @@ class Attempt(Guard):
                 connection,
                 self.tables,
                 [self.final],
-                commits=self.commits,
+                within=self.within(self.held_until),
                 now=self.now(),
             )
             self.fence_sent = True
             self._next_state = states.get(self.job_id)
             return self._next_state is not None, False
+        renewed = time.monotonic() + self.lease.total_seconds()
         held = fence(
             connection,
             self.tables,
@@ -232,7 +233,7 @@ class Attempt(Guard):
             checkpoint=text,
             progress=self.progress,
             extra_attempts=self.next_extra,
-            commits=self.commits,
+            within=self.within(renewed),
             now=self.now(),
         )
         return held is not None, held is not None and held.cancel_requested

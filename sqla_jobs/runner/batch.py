@@ -125,7 +125,10 @@ class Batch(Guard):
         Raises:
             AttemptInterrupted: If a lease is lost.
         """
-        states = settle(connection, self.tables, self.final or [], now=self.now())
+        until = min(attempt.held_until for attempt in self.attempts)
+        within = self.attempts[0].within(until)
+        rows = self.final or []
+        states = settle(connection, self.tables, rows, within=within, now=self.now())
         for attempt in self.attempts:
             if attempt.job_id not in states:
                 attempt.interrupt(Interruption.LOST)

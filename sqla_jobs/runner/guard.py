@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, event, inspect
@@ -12,6 +12,9 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables
+
+COMMIT_SECONDS = 10.0  # from a fence to its COMMIT, which follows at once
+LEAST_SECONDS = 0.5
 
 
 class Guard:
@@ -24,6 +27,17 @@ class Guard:
     commits = True  # what the fence precedes is a real COMMIT
     one_commit = False  # only the runner may commit, with the outcomes
     refused_commit: JobValueError | None = None  # once tried where it may not
+
+    def within(self, held_until: float) -> timedelta | None:
+        """
+        Return how long after the fence its COMMIT may come; None where none follows.
+
+        The lock that the fence takes must not outlast the lease, whose end is given.
+        """
+        if not self.commits:
+            return None
+        seconds = held_until - time.monotonic()
+        return timedelta(seconds=max(LEAST_SECONDS, min(seconds, COMMIT_SECONDS)))
 
     @property
     def jobs(self) -> Sequence[Any]:

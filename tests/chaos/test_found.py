@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, func, make_url, select, text
+from sqlalchemy import Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from sqla_jobs._dialects import dialect_of
 from sqla_jobs._dialects.postgresql import PostgreSQLDialect
 from sqla_jobs.runner.control import Control
-from tests.runner.harness import Base, Kit, effects, ok
+from tests.runner.harness import LEASE, Base, Kit, Task, effects, ok
 
 DIALECTS = ("psycopg", "psycopg2", "asyncpg")
 
@@ -78,3 +80,54 @@ def test_broken_set_up_of_asyncpg_is_an_outage(dsn: str) -> None:
 
     assert issubclass(asyncpg.InternalClientError, Exception)
     assert dialect_of(own).is_outage(exc)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_lock_of_a_stopped_commit_does_not_outlast_the_lease(
+    dsn: str, engine: Engine, jobs: int
+) -> None:
+    """
+    A runner that stops between fence and COMMIT, with one job or with a batch, keeps
+    the rows locked until its lease ends and no longer, so that others take over.
+    """
+    Base.metadata.create_all(engine)
+    kit = Kit(dsn, engine, "threads")
+    stops, go = threading.Event(), threading.Event()
+
+    async def run(given: Any, ctx: Any) -> None:
+        for job in given if jobs > 1 else [given]:
+            effects(ctx.session, job, "effect")
+
+    def spoil(own: Engine) -> None:
+        real, wrote = own.dialect.do_commit, set[Any]()
+
+        def note(connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if "INTO effects" in statement:
+                wrote.add(connection.connection.dbapi_connection)
+
+        def do_commit(connection: Any) -> None:
+            if not stops.is_set() and connection.dbapi_connection in wrote:
+                stops.set()
+                go.wait(20)
+            real(connection)
+
+        event.listen(own, "after_cursor_execute", note)
+        setattr(own.dialect, "do_commit", do_commit)  # noqa: B010
+
+    kit.on_engine = spoil
+    kit.handle(run, many=jobs > 1)
+    added = kit.add(*[Task() for _ in range(jobs)])
+    try:
+        kit.run(lease=LEASE)
+        assert stops.wait(20)
+        start = time.monotonic()
+        kit.sql("SELECT count(*) FROM (SELECT 1 FROM jobs FOR UPDATE) AS locked")
+        seconds = time.monotonic() - start
+        go.set()
+        for job in added:
+            kit.until_state(job, "completed")
+        assert seconds < LEASE.total_seconds() + 1
+        assert kit.notes() == ["effect"] * jobs
+    finally:
+        go.set()
+        kit.close()

@@ -17,8 +17,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
-from sqla_jobs._dialects import pg_session, sockets
-from sqla_jobs._store import lease, settle
+from sqla_jobs._dialects import sockets
 from sqla_jobs.runner.control import Control, Limits
 from tests.drivers.portal import portal
 from tests.drivers.proxy import Proxy
@@ -215,8 +214,7 @@ def test_client_that_stops_between_fence_and_commit_lets_go(
     The server ends the transaction, and with it the row's lock, long before TCP would;
     nothing was written, and the effect happens once.
     """
-    monkeypatch.setattr(pg_session, "COMMIT_SECONDS", 1)
-    forget_statements()
+    monkeypatch.setattr("sqla_jobs.runner.guard.COMMIT_SECONDS", 1.0)
     stops, go = threading.Event(), threading.Event()
 
     async def run(job: Any, ctx: Any) -> None:
@@ -246,14 +244,6 @@ def test_client_that_stops_between_fence_and_commit_lets_go(
 
     kit.until_state(job, "completed")
     assert kit.notes() == ["attempt 2"]
-    forget_statements()
-
-
-def forget_statements() -> None:
-    """Have the statements made anew that precede a COMMIT."""
-    build: Any
-    for build in (lease._fencing_commit, settle._settling_commit):
-        build.cache_clear()
 
 
 def fenced(connection: Any) -> bool:
