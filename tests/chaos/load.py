@@ -28,7 +28,7 @@ from tests.chaos.app import (
     Transfer,
 )
 
-RATE = 15.0  # orders per second
+RATE = 12.0  # orders per second
 CHANNELS = 3
 HOLD = timedelta(seconds=3)
 AGAIN = 0.1
@@ -95,17 +95,17 @@ class Load(threading.Thread):
         dice = self._dice
         account, other = dice.sample(range(ACCOUNTS), 2)
         luck, number = dice.random(), dice.randint(1, 1000)
-        if luck < 0.60:
+        if luck < 0.50:
             given: dict[str, Any] = {"source": account, "target": other}
             return lambda: Transfer(token=token, amount=number, **given)
-        if luck < 0.75:
+        if luck < 0.65:
             return lambda: Note(token=token)
-        if luck < 0.85:
+        if luck < 0.75:
             return lambda: Fee(token=token, account=account)
-        if luck < 0.94:
+        if luck < 0.85:
             channel = str(account % CHANNELS)
             return lambda: Entry(token=token, account=account, channel=channel)
-        if luck < 0.97:
+        if luck < 0.93:
             slices = 3 + number % 20
             return lambda: Audit(token=token, account=account, slices=slices)
         seconds = 1.0 + number % 4

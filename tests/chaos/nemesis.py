@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.chaos.scene import GRACE, LEASE, POLL, Direct, Handover, Held, Scene, Worker
 
 WATCH = 0.02  # seconds between looks
+BUSY = 2.0  # seconds to wait for a worker to hold a job
 
 
 class Nemesis(Protocol):
@@ -51,11 +52,19 @@ class _Plain:
         """Nothing is left."""
 
 
-def victim(scene: Scene, rng: random.Random) -> Worker:
-    """Return a worker, once its runner works; those of other nemeses are spared."""
+def victim(scene: Scene, rng: random.Random, *, busy: bool = True) -> Worker:
+    """
+    Return a worker, once its runner works; those of other nemeses are spared.
+
+    If it shall be *busy*, it gets a while to claim something.
+    """
     own = [one for one in scene.workers if isinstance(one.route, Direct)]
     worker = rng.choice(own or scene.workers)
     worker.await_ready()
+    until = time.monotonic() + BUSY
+    with suppress(DBAPIError):
+        while busy and not scene.held_by(worker) and time.monotonic() < until:
+            time.sleep(WATCH)
     return worker
 
 
@@ -112,7 +121,7 @@ class Sigterm(_Plain):
 
     def strike(self, scene: Scene, rng: random.Random) -> None:
         """Send the signal and watch until the process has handed over and ended."""
-        worker = victim(scene, rng)
+        worker = victim(scene, rng, busy=rng.random() < 0.7)
         held = {one.job: one for one in scene.held_by(worker)}
         with scene.keeping:
             at = time.monotonic()
