@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_MOST_AROUND = 1_000  # characters before and after what is cut
+
 
 class SqlaJobsError(Exception):
     """The base class of the ordinary errors of this library."""
@@ -14,7 +16,18 @@ class JobDefinitionError(SqlaJobsError, TypeError):
 
 
 class JobValueError(SqlaJobsError, ValueError):
-    """A value given to a job, a runner or a verb cannot be used."""
+    """
+    A value given to a job, a runner or a verb cannot be used.
+
+    A long message, which has a long value in it, loses its middle.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        cut = len(message) - 2 * _MOST_AROUND
+        if cut > _MOST_AROUND:
+            head, tail = message[:_MOST_AROUND], message[-_MOST_AROUND:]
+            message = f"{head}... [{cut} characters cut] ...{tail}"
+        super().__init__(message)
 
 
 class PayloadError(JobValueError):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sqla_jobs._core.options import problem_of
 from sqla_jobs.errors import JobValueError
 
 
@@ -18,7 +19,7 @@ class Prefix:
     ``Prefix("")`` means all queues that nothing else there names.
 
     Raises:
-        JobValueError: If *text* is no text.
+        JobValueError: If *text* is no text that the database could hold.
     """
 
     text: str
@@ -26,6 +27,8 @@ class Prefix:
     def __post_init__(self) -> None:
         if not isinstance(self.text, str):
             raise JobValueError(f"Prefix takes a text, got {self.text!r}")
+        if problem := problem_of("channel", self.text):
+            raise JobValueError(f"Prefix({self.text!r}): it {problem}")
 
 
 Subscription = str | tuple[str, str] | Prefix
@@ -55,10 +58,12 @@ def check_subscriptions(queues: Iterable[Any]) -> list[Subscription]:
     Return *queues* as a list.
 
     Raises:
-        JobValueError: If one is no name, (queue, channel) pair or `Prefix`.
+        JobValueError: If one is no name, (queue, channel) pair or `Prefix`, or the
+            database could not hold it.
     """
     found = list(queues)
     for one in found:
+        parts = one if isinstance(one, tuple) else (one,)
         pair = isinstance(one, tuple) and len(one) == 2
         if not isinstance(one, str | Prefix) and not (
             pair and all(isinstance(part, str) for part in one)
@@ -67,6 +72,10 @@ def check_subscriptions(queues: Iterable[Any]) -> list[Subscription]:
                 f"queues: {one!r} is no name of a queue, no (queue, channel) pair"
                 ' and no Prefix("...")'
             )
+        for part in parts:
+            problem = isinstance(part, str) and problem_of("channel", part)
+            if problem:
+                raise JobValueError(f"queues: {part!r} {problem}")
     return found
 
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from sqla_jobs._core.limits import NO_FEATURES, Features
 from sqla_jobs._core.memory import Memory
-from sqla_jobs._core.options import MIN_LEASE
+from sqla_jobs._core.options import MIN_LEASE, problem_of
 from sqla_jobs._core.subscriptions import (
     Subscription,
     check_subscriptions,
@@ -313,11 +313,16 @@ def check_names(what: str, names: Iterable[str] | None) -> list[str] | None:
     Return *names* as a list; None stays None.
 
     Raises:
-        JobValueError: If *names* is one text, whose characters would be the names.
+        JobValueError: If *names* is one text, whose characters would be the names, or
+            one of them is no name that the database could hold.
     """
     if isinstance(names, str):
         raise JobValueError(f"{what} must be a list of names, e.g. [{names!r}]")
-    return None if names is None else list(names)
+    found = None if names is None else list(names)
+    for one in found or ():
+        if problem := problem_of("channel", one):
+            raise JobValueError(f"{what}: {one!r} {problem}")
+    return found
 
 
 def check_sources(queues: Iterable[Subscription] | None) -> list[Subscription] | None:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from sqlalchemy import ColumnExpressionArgument, Select, select
 from sqlalchemy.orm import Session
 
+from sqla_jobs._core.payloads import check_json
 from sqla_jobs._core.states import JobState
 from sqla_jobs._store.base import naming_missing_tables, word
 from sqla_jobs._store.claim import check_limit, check_names
@@ -94,6 +95,7 @@ def _narrowed(
     if reason is not None:
         if not isinstance(reason, str):
             raise JobValueError(f"reason must be a text, got {reason!r}")
+        check_json(reason, "reason")
         stmt = stmt.where(job.reason.contains(reason, autoescape=True))
     if since is not None:
         check_time(f"since={since!r}", since)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from sqla_jobs._core.options import KEYWORDS, RAW_KIND, unknown
+from sqla_jobs._core.options import KEYWORDS, RAW_KIND, problem_of, unknown
 from sqla_jobs.errors import JobDefinitionError
 from sqla_jobs.models.annotations import own_annotations
 from sqla_jobs.models.columns import COLUMN_NAMES
@@ -86,8 +86,10 @@ def check_table_name(owner: str, name: str, suffix: str) -> None:
 
     Raises:
         JobDefinitionError: If it would be: two cut names may be the same. Or if it
-            has a "%", which drivers and DDL take for a placeholder.
+            has a "%", which drivers and DDL take for a placeholder, or what is no text.
     """
+    if problem := problem_of("channel", name[:MAX_IDENTIFIER]):
+        raise JobDefinitionError(f"{owner}.__tablename__ = {name!r} {problem}")
     if "%" in name:
         raise JobDefinitionError(
             f"{owner}.__tablename__ = {name!r} has a '%'; call it something else"

@@ -12,6 +12,7 @@ from sqlalchemy import inspect
 
 from sqla_jobs._core.backoff import duration_problem
 from sqla_jobs._core.options import problem_of, unknown
+from sqla_jobs._core.payloads import check_json
 from sqla_jobs._core.states import JobState
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models.arg import Arg, args_of, shown_payload
@@ -245,7 +246,12 @@ def _set_tags(job: Any, _: str, value: Any) -> None:
     if not isinstance(value, list | tuple) or {*map(type, value)} - {str}:
         cls = type(job).__name__
         raise JobValueError(f"{cls}(tags={value!r}) must be a list of str")
-    job.tags = list(value)
+    _set_json(job, "tags", list(value))
+
+
+def _set_json(job: Any, name: str, value: Any) -> None:
+    check_json(value, f"{type(job).__name__}.{name}")
+    setattr(job, name, value)
 
 
 def check_time(what: str, value: Any) -> None:
@@ -280,5 +286,5 @@ _SETTERS: dict[str, Setter] = {
     "on_conflict": _set_conflict,
     "tags": _set_tags,
     "payload_bytes": setattr,
-    "meta": setattr,
+    "meta": _set_json,
 }

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ClauseElement, inspect
 
 from sqla_jobs._core.options import problem_of
+from sqla_jobs._core.payloads import check_json
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models.arg import dump_payload, shown_payload
 from sqla_jobs.models.construct import check_time, plan_of
@@ -39,6 +40,7 @@ def validate(job: Any) -> None:
     if run_at is not None and not isinstance(run_at, ClauseElement):
         check_time(f"{cls.__name__}.run_at = {run_at!r}", run_at)
     _check_payload(cls, row)
+    _check_others(cls, row)
     for name in cls.__job_required__:
         if row.get(name) is None:
             _check_required(job, name)
@@ -74,6 +76,13 @@ def _check_payload(cls: type[Any], row: dict[str, Any]) -> None:
             f"{cls.__name__}.payload = {shown_payload(cls, payload)} must be a dict;"
             " for bytes use payload_bytes"
         )
+
+
+def _check_others(cls: type[Any], row: dict[str, Any]) -> None:
+    for name in ("tags", "meta"):
+        value = row.get(name)
+        if value is not None and not isinstance(value, ClauseElement):
+            check_json(value, f"{cls.__name__}.{name}")
 
 
 def _check_required(job: Any, name: str) -> None:

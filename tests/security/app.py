@@ -60,6 +60,12 @@ class Pay(
     memo: Mapped[str | None] = mapped_column()
 
 
+class Note(Job, kind="note"):
+    """A job with a text; nobody here handles it."""
+
+    text: Arg[str] = arg(default="")
+
+
 class Login(Job, kind="login"):
     """A job whose secret has no default."""
 
