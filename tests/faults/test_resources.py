@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import create_engine, text
 from sqlalchemy.orm import sessionmaker
 
 from sqla_jobs.runner.threads import Runner
@@ -223,29 +223,26 @@ def test_forked_child_leaves_the_runner_alone(kit: Kit) -> None:
     if kit.shell == "aio":
         pytest.skip("an event loop is not forked; AsyncRunner shares the code")
 
-    async def run(job: Any, ctx: Any) -> int:
-        await ok(ctx.session.execute(text("SELECT 1")))
-        return os.getpid()
+    async def run(job: Any, ctx: Any) -> list[int]:
+        server = await ok(ctx.session.scalar(text("SELECT pg_backend_pid()")))
+        return [os.getpid(), server]
 
     kit.handle(run)
+    jobs = kit.add(Task(), Task(), Task())
     engine = create_engine(kit.dsn)
-    pids: dict[int, str] = {}
-    with sessionmaker(engine)() as session:
-        runner = Runner(sessionmaker(engine), Job, listen=False)
-        runner._running = True  # as if it ran in the parent
-        (first,) = kit.add()
-        session.execute(select(1))  # a connection that is in use
+    runner = Runner(sessionmaker(engine), Job, listen=False)
+    assert runner.run_one() == "completed"
+    runner._running = True  # as if it ran in the parent
 
-        child = fork(lambda: runner.run_one() == "completed")
+    child = fork(lambda: runner.run_one() == "completed")
 
-        runner._running = False
-        (second,) = kit.add()
-        assert runner.run_one() == "completed"
-        assert session.scalar(select(1)) == 1
-    rows = [kit.job(job) for job in (first, second)]
-    pids = {row.result: row.runner_id for row in rows}
-    assert list(pids) == [child, os.getpid()]
-    assert len(set(pids.values())) == 2
+    runner._running = False
+    assert runner.run_one() == "completed"
+    rows = [kit.job(job) for job in jobs]
+    assert [row.result[0] for row in rows] == [os.getpid(), child, os.getpid()]
+    first, other, last = [row.result[1] for row in rows]
+    assert first == last != other
+    assert rows[0].runner_id == rows[2].runner_id != rows[1].runner_id
     engine.dispose()
 
 
