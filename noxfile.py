@@ -172,7 +172,9 @@ def package(session: nox.Session) -> None:
     session.install(*group("package"))
     dist = Path(session.create_tmp(), "dist").absolute()
     shutil.rmtree(dist, ignore_errors=True)
-    session.run("python", "-m", "build", "--outdir", str(dist), silent=True)
+    installer = "uv" if session.venv_backend == "uv" else "pip"
+    build = ("python", "-m", "build", f"--installer={installer}", "--outdir", str(dist))
+    session.run(*build, silent=True)
     session.run("twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
     (wheel,) = dist.glob("*.whl")
     check_contents(session, wheel)

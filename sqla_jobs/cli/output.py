@@ -11,9 +11,6 @@ from io import StringIO
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 WIDE = 10_000  # not to a terminal: lines stay whole, for grep
 
@@ -44,6 +41,9 @@ def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str
 ) -> None:
     """Print rows under the names of their columns; *empty* where there are none."""
+    from rich.table import Table  # late: most commands print no table
+    from rich.text import Text
+
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in columns:
         table.add_column(name, overflow="fold")
@@ -61,6 +61,8 @@ def print_facts(facts: Mapping[str, Any]) -> None:
 
 
 def _print(what: Any) -> None:
+    from rich.console import Console
+
     width = None if sys.stdout.isatty() else WIDE
     buffer = StringIO()
     Console(file=buffer, width=width, color_system=None).print(what)

@@ -45,7 +45,7 @@ def serve(path: str) -> Request | None:
         listener.listen(16)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
-        while 0 not in select.select([listener, 0], [], [])[0]:
+        while 0 not in select.select([listener.fileno(), 0], [], [])[0]:
             link = listener.accept()[0]
             with link:
                 if os.fork() == 0:
@@ -67,10 +67,10 @@ def keep(link: socket.socket) -> Request:
     for number in streams:
         os.close(number)
     ended = os.pidfd_open(program)
-    while ended not in select.select([link, ended], [], [])[0]:
-        number = link.recv(1)  # nothing: the client was killed
-        os.kill(program, number[0] if number else signal.SIGKILL)
-        if not number:
+    while ended not in select.select([link.fileno(), ended], [], [])[0]:
+        told = link.recv(1)  # nothing: the client was killed
+        os.kill(program, told[0] if told else signal.SIGKILL)
+        if not told:
             break
     status = os.waitpid(program, 0)[1]
     with suppress(OSError):
@@ -91,7 +91,8 @@ def run(streams: list[int], fields: list[bytes]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(variable.split("=", 1) for variable in variables)
+    for variable in variables:
+        name, _, os.environ[name] = variable.partition("=")
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(":"))
     sys.orig_argv = [sys.executable, *arguments]
     first, *sys.argv = arguments

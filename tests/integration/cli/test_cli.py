@@ -352,6 +352,34 @@ def test_version_is_printed(sqla_jobs: Command) -> None:
     assert re.fullmatch(r"sqla-jobs (\d+\.\d+\S*|\(not installed\))\n", done.stdout)
 
 
+@pytest.mark.parametrize(
+    "command", [["-V"], ["run", "app:runner", "--burst"], ["check", "app:runner"]]
+)
+def test_command_imports_only_what_it_needs(
+    session: Session, folder: Path, environ: dict[str, str], command: list[str]
+) -> None:
+    """No command pays for what others do; this is the start-up time of a runner."""
+    others = {"alembic", "fastapi", "mako", "pydantic", "rich", "uvicorn", "watchfiles"}
+    source = f"""
+        import atexit, sys
+        loaded = lambda: {others} & {{name.partition(".")[0] for name in sys.modules}}
+        atexit.register(lambda: print("loaded:", *sorted(loaded())))
+        sys.argv = ["sqla-jobs", *sys.argv[1:]]
+        from sqla_jobs.cli import main
+        main()
+    """
+
+    said = subprocess.check_output(
+        [sys.executable, "-c", textwrap.dedent(source), *command],
+        cwd=folder,
+        env=environ,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+    assert said.splitlines()[-1] == "loaded:", said
+
+
 def test_without_the_extra_it_says_what_to_install(environ: dict[str, str]) -> None:
     """Where click is not installed, the command names the extra."""
     source = """
