@@ -126,6 +126,9 @@ def test_errors_of_any_kind_are_failures_and_bounded(
     assert all(row.last_error for row, _ in rows)
     assert max(len(row.last_error.encode()) for row, _ in rows) <= 16_000
     assert max(len(one.traceback.encode()) for _, one in rows) <= 64_000
+    texts = dict(zip(ERRORS, (row.last_error for row, _ in rows), strict=False))
+    assert texts["no text"] == "Hostile: <its message failed with SystemExit>"
+    assert texts["no attributes"].startswith("RuntimeError: Deaf, which itself raised")
     assert "RecursionError" in rows[-1][0].last_error
     assert len(heard.sizes) >= len(ids)
     assert max(heard.sizes) < 70_000
