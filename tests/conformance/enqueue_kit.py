@@ -8,12 +8,13 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
-from sqlalchemy import Engine, ForeignKey, event, func, select
+from sqlalchemy import Engine, ForeignKey, event, func, make_url, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.schema import CreateSchema, DropSchema
 
 from sqla_jobs import Arg, JobMixin, arg
 from sqla_jobs._store import wake
+from tests.runner import harness
 
 
 class Base(DeclarativeBase):
@@ -114,7 +115,7 @@ class Ear:
     """A connection that listens for wake-ups of one root."""
 
     def __init__(self, engine: Engine, root: type[Any] = Job) -> None:
-        url = engine.url.set(drivername="postgresql")
+        url = make_url(harness.LISTEN_URL or engine.url).set(drivername="postgresql")
         dsn = url.render_as_string(hide_password=False)
         self.raw = psycopg.connect(dsn, autocommit=True)
         self.engine = engine
