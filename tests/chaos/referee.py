@@ -86,6 +86,8 @@ def schedule(names: Sequence[str], seed: str) -> Iterator[Strike]:
         for name in dice.sample(names, len(names)):
             yield Strike(pause, name, f"{seed} {number} {name}")
             pause = dice.uniform(*PAUSES)
+            if name in AT_THE_SERVER:  # what comes next is measured
+                pause += AFTER
 
 
 class Referee:
@@ -124,7 +126,7 @@ class Referee:
             for nemesis in self.nemeses:
                 stack.callback(nemesis.heal)
             self._choose()
-            engines = [self.scene.new_engine() for _ in range(2)]
+            engines = [self.scene.new_engine(one) for one in ("referee", "client")]
             for engine in engines:
                 stack.callback(engine.dispose)
             watch = Watch(engines[0])

@@ -297,11 +297,11 @@ class Scene:
     def striking(self, name: str) -> None:
         self._lane.striking = name
 
-    def new_engine(self) -> Engine:
-        """Return an engine of the referee's own, which nemeses spare."""
+    def new_engine(self, name: str = "referee") -> Engine:
+        """Return an engine of the referee's own; nemeses spare the "referee"."""
         return create_engine(
             self.server.dsn,
-            connect_args={"application_name": "referee", "connect_timeout": 10},
+            connect_args={"application_name": name, "connect_timeout": 10},
             pool_pre_ping=True,
         )
 
@@ -324,16 +324,23 @@ class Scene:
     # Leases
 
     def held_by(self, worker: Worker) -> list[Held]:
-        """Return the leases that a worker's runner holds in the database."""
+        """Return the leases that a worker's runner holds, once the server answers."""
         if worker.runner_id is None:
             return []
         stmt = text(
             "SELECT id, lease_token, kind FROM jobs"
             " WHERE state = 'running' AND runner_id = CAST(:runner AS uuid)"
         )
-        with self.engine.connect() as connection:
-            rows = connection.execute(stmt, {"runner": worker.runner_id})
-            return [Held(*row) for row in rows]
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                with self.engine.connect() as connection:
+                    rows = connection.execute(stmt, {"runner": worker.runner_id})
+                    return [Held(*row) for row in rows]
+            except DBAPIError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
 
     def hit(
         self, worker: Worker, held: Sequence[Held], at: float | None = None
