@@ -12,6 +12,7 @@ import click
 from sqla_jobs.cli import changes, jobs, options, queues
 from sqla_jobs.cli.completion import SHELLS, complete_templates, print_script
 from sqla_jobs.cli.errors import TargetError
+from sqla_jobs.cli.grants import grants_command
 from sqla_jobs.cli.serve import serve
 from sqla_jobs.cli.settings import (
     folder_of,
@@ -232,6 +233,7 @@ for _command in (
     changes.retry,
     changes.cancel,
     changes.dead,
+    grants_command,
     serve,
 ):
     command.add_command(_command)

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import insert, select, text
 from sqlalchemy.orm import Session, sessionmaker
 
-from sqla_jobs import JobValueError, Runner, claim, explain
+from sqla_jobs import JobValueError, Runner, claim
 from sqla_jobs._store.enqueue_kind import make_job
 from sqla_jobs.models import job_tables
 from tests.security.app import Job, Login
@@ -52,7 +52,6 @@ def test_row_with_a_dotted_kind_is_inert(
         assert [job.state for job in jobs] == ["available"] * len(KINDS) + ["completed"]
         assert [type(job) for job in jobs] == [Job] * len(KINDS) + [Login]
         assert [job.payload for job in jobs[:-1]] == [DATA] * len(KINDS)
-        assert "no live runner has a handler" in str(explain(session, jobs[0]))
         claimed = claim(session, Job, kinds=KINDS, limit=100)
     assert [one.payload for one in claimed] == [DATA] * len(KINDS)
     assert "sec_bomb" not in set(sys.modules) - modules
