@@ -125,8 +125,11 @@ class Transactions(RuleBasedStateMachine):
         return sorted({pool[pick // 4 % len(pool)] for pick, pool in pairs})
 
     def choose_claim(self, pick: int) -> int:
-        """Return the number of a claim: most are held, others of any age."""
-        rows = self.oracle.rows.values()
-        held = sorted(row.holder for row in rows if row.holder is not None)
-        pool = sorted(self.oracle.claims) if pick % 4 == 3 or not held else held
+        """Return the number of a claim: half are held, others late, or of any age."""
+        running = {r.id: r.holder for r in self.oracle.rows.values() if r.holder}
+        known = sorted(self.oracle.claims)
+        held = sorted(running.values())
+        late = [n for n in known if running.get(self.handed[n].job_id, n) != n]
+        pools = (held, held, late, known)
+        pool = pools[pick % 4] or known
         return pool[pick // 4 % len(pool)]

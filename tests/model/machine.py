@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 import sqla_jobs as api
 from sqla_jobs import HoldExpired
@@ -255,7 +255,9 @@ class Machine(Holders):
     def agrees(self) -> None:
         """The tables are as the oracle says, and so are the library's answers."""
         with ExitStack() as stack:
-            session = self.session or stack.enter_context(Session(self.engine))
+            # Committed, since psycopg forgets its prepared statements at a rollback.
+            own = sessionmaker(self.engine).begin
+            session = self.session or stack.enter_context(own())
             rows = {row.id: dict(row._mapping) for row in session.execute(LOOK)}
             beside = session.execute(BESIDE).one()
             self.looks += 1

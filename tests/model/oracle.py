@@ -96,7 +96,8 @@ class Row:
         """Make it final."""
         self.leave()
         self.state, self.finished_at, self.reason = state, now, reason
-        self.cancel_requested = self.held_until = self.lane = ANY
+        self.cancel_requested = self.held_until = ANY
+        self.lane = self.run_at = ANY
 
     def leave(self) -> None:
         """Take it from its holder."""

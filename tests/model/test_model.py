@@ -13,10 +13,10 @@ from sqlalchemy import Engine, create_engine
 from tests.model.machine import Machine
 from tests.model.shapes import Base
 
-EXAMPLES = int(os.environ.get("SQLA_JOBS_MODEL_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("SQLA_JOBS_MODEL_EXAMPLES", "50"))
 """How many random runs; before a release some thousands."""
 
-STEPS = int(os.environ.get("SQLA_JOBS_MODEL_STEPS", "40"))
+STEPS = int(os.environ.get("SQLA_JOBS_MODEL_STEPS", "50"))
 SHRINK = not os.environ.get("SQLA_JOBS_MODEL_FAST")
 
 SETTINGS = settings(

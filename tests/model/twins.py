@@ -193,7 +193,8 @@ def run(name: str) -> int | None:
     runs = re.search(r"^(\d+) runs$", answer.stdout, re.MULTILINE)
     if runs is None:
         raise SystemExit(f"{name}: {answer.stdout[-2000:]}{answer.stderr[-2000:]}")
-    print(re.findall(r"^E +(\S.*Error.*)$", answer.stdout, re.MULTILINE)[:1])
+    why = re.search(r"^E +(\S.*)$", answer.stdout, re.MULTILINE)
+    print(f"    {why[1][:150] if why else ''}", flush=True)
     return int(runs[1])
 
 
