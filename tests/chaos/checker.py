@@ -15,7 +15,12 @@ EXPECTED_ERRORS = frozenset({"Mishap", "LedgerAway", "Retry", "Snooze"})
 """What handlers raise on purpose."""
 DATABASE_ERRORS = frozenset(
     {"OperationalError", "InterfaceError", "InternalError", "DBAPIError"}
-    | {"ConnectionRefusedError", "ConnectionResetError", "TimeoutError"}
+    | {
+        "FileNotFoundError",
+        "ConnectionRefusedError",
+        "ConnectionResetError",
+        "TimeoutError",
+    }
 )
 """What handlers get when the database goes away under them."""
 HARMLESS = ("Exception closing connection", "Exception terminating connection")

@@ -81,7 +81,12 @@ def summary(result: Result) -> dict[str, Any]:
         "ledger keys": len(entries),
         "ledger entries sent twice or more": sum(one > 1 for one in entries),
         "hand-overs": len(handovers),
-        "hand-overs, also slow kinds and excused": len(history.handovers),
+        "hand-overs of all kinds": dict(
+            Counter(
+                f"{one.kind}, excused" if one.excused else one.kind
+                for one in history.handovers
+            )
+        ),
         "hand-over p50": percentile(handovers, 0.5),
         "hand-over max": max(handovers, default=None),
         "deadlocks": sum("deadlock" in v.text for v in result.violations),
