@@ -22,6 +22,15 @@ print(*lines, sys.stdin.read(), sep="\\n")
 print("error", file=sys.stderr)
 sys.exit(3)
 """
+HANDLE = """
+import os, signal, sys
+def handle(number, _frame):
+    print("got", number, flush=True)
+    sys.exit(7)
+signal.signal(int(sys.argv[1]), handle)
+print("ready", flush=True)
+signal.pause()
+"""
 WAIT = """
 import os, signal
 print(os.getpid(), flush=True)
@@ -75,6 +84,23 @@ def test_signal_ends_the_program(programs: Programs, number: signal.Signals) -> 
     assert client.returncode == -number
     assert select.select([program], [], [], 30)[0] == [program]  # it has ended
     os.close(program)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_may_be_handled(programs: Programs, number: signal.Signals) -> None:
+    """It is the program that gets it, and may do as it likes."""
+    client = subprocess.Popen(
+        [*programs.python, "-c", HANDLE, str(int(number))],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with client:
+        assert client.stdout is not None
+        client.stdout.readline()
+        client.send_signal(number)
+        said = client.stdout.read()
+
+    assert (said, client.returncode) == (f"got {int(number)}\n", 7)
 
 
 def test_programs_share_nothing(programs: Programs) -> None:
