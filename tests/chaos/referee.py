@@ -45,7 +45,7 @@ FIRST = 2.0
 DRAIN = 60.0
 STORIES = 5
 AFTER = 3.0  # until all runners are back after the server was
-AT_THE_SERVER = frozenset({"kill_postmaster", "terminate_backends"})
+AT_THE_SERVER = frozenset({"kill_postmaster", "terminate_backends", "failover"})
 
 
 def limits(slow: float) -> Limits:

@@ -271,7 +271,7 @@ class Scene:
 
     def open(self) -> None:
         """Start everything."""
-        self.server = Server()
+        self.server = self.new_server()
         self.server.open()
         self.ledger = Ledger(str(self.server.folder / "ledger.sock"), self.seed)
         self.engine = self.new_engine()
@@ -296,6 +296,10 @@ class Scene:
     @striking.setter
     def striking(self, name: str) -> None:
         self._lane.striking = name
+
+    def new_server(self) -> Any:
+        """Return the server, which is not started yet."""
+        return Server()
 
     def new_engine(self, name: str = "referee") -> Engine:
         """Return an engine of the referee's own; nemeses spare the "referee"."""
