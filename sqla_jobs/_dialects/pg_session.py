@@ -43,9 +43,8 @@ def limit_transaction(connection: Any, limit: timedelta) -> None:
 
 def limit_commit(milliseconds: ColumnElement[str]) -> ColumnElement[Any]:
     """Return what keeps a transaction that should commit now from lasting for ever."""
-    return func.set_config(
-        literal_column(f"'{IDLE}'"), milliseconds, literal_column("true")
-    )
+    idle = literal_column("'idle_in_transaction_session_timeout'")
+    return func.set_config(idle, milliseconds, literal_column("true"))
 
 
 def _timeouts(limit: timedelta) -> dict[str, int]:
