@@ -56,14 +56,14 @@ def victim(scene: Scene, rng: random.Random, *, busy: bool = True) -> Worker:
     """
     Return a worker, once its runner works; those of other nemeses are spared.
 
-    If it shall be *busy*, it gets a while to claim something.
+    It gets a while to claim something if it shall be *busy*, else to finish all.
     """
     own = [one for one in scene.workers if isinstance(one.route, Direct)]
     worker = rng.choice(own or scene.workers)
     worker.await_ready()
     until = time.monotonic() + BUSY
     with suppress(DBAPIError):
-        while busy and not scene.held_by(worker) and time.monotonic() < until:
+        while bool(scene.held_by(worker)) is not busy and time.monotonic() < until:
             time.sleep(WATCH)
     return worker
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.chaos.app import Audit
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Sigstop
-from tests.chaos.referee import Referee
+from tests.chaos.referee import Referee, Strike, schedule
 from tests.chaos.scene import Direct, Scene
 from tests.chaos.worker import UNFENCED
 
@@ -21,6 +22,17 @@ class Audits(Load):
 
     def _order(self, token: str) -> Callable[[], Any]:
         return lambda: Audit(token=token, slices=12)
+
+
+def test_seed_decides_the_schedule() -> None:
+    """The same seed strikes in the same order after the same pauses."""
+    names = ["sigkill", "sigstop", "snapshot"]
+
+    def first(seed: str) -> list[Strike]:
+        return list(islice(schedule(names, seed), 9))
+
+    assert first("1") == first("1") != first("2")
+    assert sorted(strike.name for strike in first("1")) == sorted(names * 3)
 
 
 @pytest.mark.slow
