@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, ClassVar, Protocol
 
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -108,6 +108,7 @@ class Handover:
 class Worker:
     """One place for a worker process; a new process takes the place of a dead one."""
 
+    module: ClassVar[str] = "tests.chaos.worker"
     scene: Scene
     index: int
     route: Route
@@ -146,7 +147,7 @@ class Worker:
             "grace": GRACE,
             "concurrency": CONCURRENCY,
         }
-        program = [sys.executable, "-m", "tests.chaos.worker", json.dumps(options)]
+        program = [sys.executable, "-m", self.module, json.dumps(options)]
         self.process = subprocess.Popen(
             [*self.route.prefix, *program],
             cwd=ROOT,
@@ -247,6 +248,8 @@ class Scene:
         environment: For every worker, beside the referee's own.
     """
 
+    worker_class = Worker
+
     def __init__(
         self,
         routes: Sequence[Route] = (),
@@ -279,14 +282,18 @@ class Scene:
         with Session(self.engine) as session:
             session.add_all(Account(id=n, balance=OPENING) for n in range(ACCOUNTS))
             session.commit()
+        self.prepare()
         for route in dict.fromkeys(self.routes):
             self._opened.append(route)
             route.open(self)
         for index, route in enumerate(self.routes):
             driver = route.driver or DRIVERS[index % len(DRIVERS)]
-            self.workers.append(Worker(self, index, route, driver))
+            self.workers.append(self.worker_class(self, index, route, driver))
             self.workers[-1].start()
         self._keeper.start()
+
+    def prepare(self) -> None:
+        """Make what workers need beside the tables."""
 
     @property
     def striking(self) -> str:
