@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -41,6 +42,7 @@ PYTEST = ("python", "-m", "pytest", "-n", str(WORKERS), "--dist", "loadfile")
 # Every process of theirs would compile what it imports.
 COMPILED = {"PYTHONDONTWRITEBYTECODE": None, "UV_COMPILE_BYTECODE": "1"}
 
+NOT_AUDITED = 75  # of tests/security/audit.py
 EXTRAS = ("asyncio", "binary", "cli", "http")
 # What versions of the dependencies can break.
 DEPENDENT = (
@@ -138,6 +140,23 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def failover(session: nox.Session) -> None:
+    """Run the bank while primaries are killed; -- --report FOLDER keeps the times."""
+    drivers = [one for one in group("companions") if "pg" in one.partition(">")[0]]
+    session.install("-e", ".[demo]", *drivers)
+    session.run("python", "-m", "tests.failover", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("mode", ["poll", "listen"])
+def pooler(session: nox.Session, mode: str) -> None:
+    """Run the tests of the protocol and the runners through PgBouncer."""
+    session.install("-e", ".[demo,http,reload]", *group("tests"))
+    folders = session.posargs or ["tests/conformance", "tests/runner"]
+    session.run(*PYTEST, f"--pooler={mode}", *folders, env=COMPILED)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format, the direction of imports, and that all is documented."""
     session.install(*group("lint"))
@@ -156,6 +175,40 @@ def types(session: nox.Session) -> None:
     session.run("mypy", "--strict", *files, env={"MYPYPATH": example})
     # Named, since pyright prefers a pyrightconfig.json of any folder above.
     session.run("pyright", "--project", "pyproject.toml")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """
+    Ask whether a dependency, as it would be installed now, has known vulnerabilities.
+
+    Fails if one has; is skipped, with the reason, if nobody could tell.
+    """
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"]]
+    wanted += [one for names in extras.values() for one in names]
+    outside = [one for one in wanted if not one.startswith("sqla-jobs")]
+    session.install(*group("audit"))
+    pip = ("python", "-m", "pip", "install", "--quiet", "--dry-run")
+    told = session.run(
+        *pip, "--ignore-installed", "--report", "-", *outside, silent=True
+    )
+    found = [one["metadata"] for one in json.loads(str(told))["install"]]
+    pins = Path(session.create_tmp(), "pins.txt")
+    pins.write_text("\n".join(f"{one['name']}=={one['version']}" for one in found))
+    command = ("python", "-m", "tests.security.audit", str(pins))
+    said = str(session.run(*command, success_codes=[0, NOT_AUDITED], silent=True))
+    print(said)
+    if "not audited" in said:
+        session.skip(said.strip())
+
+
+@nox.session
+def roles(session: nox.Session) -> None:
+    """Run the tests under database roles with the least privileges."""
+    session.install("-e", ".[demo,http,reload]", *group("tests"))
+    folders = ["tests/conformance", "tests/runner", "tests/integration/http"]
+    session.run(*PYTEST, "--roles", *(session.posargs or folders))
 
 
 @nox.session
