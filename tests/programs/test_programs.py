@@ -25,7 +25,7 @@ sys.exit(3)
 HANDLE = """
 import os, signal, sys
 def handle(number, _frame):
-    print("got", number, flush=True)
+    os.write(1, b"got %d\\n" % number)
     sys.exit(7)
 signal.signal(int(sys.argv[1]), handle)
 print("ready", flush=True)
