@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, func, literal_column
 
-IDLE = "idle_in_transaction_session_timeout"
 PROBE_SECONDS = 10  # until an idle client is asked, and between two questions
 PROBES = 3
 SETTING = """
@@ -50,8 +49,13 @@ def limit_commit(milliseconds: ColumnElement[str]) -> ColumnElement[Any]:
 def _timeouts(limit: timedelta) -> dict[str, int]:
     # Those of the role or the database are meant for others; 0 means none, and a lock
     # is waited for no longer than the statement may take.
-    bounds = dict.fromkeys(("lock_timeout", "transaction_timeout"), 0)
-    return bounds | dict.fromkeys((IDLE, "statement_timeout"), _milliseconds(limit))
+    longest = _milliseconds(limit)
+    return {
+        "idle_in_transaction_session_timeout": longest,
+        "statement_timeout": longest,
+        "lock_timeout": 0,
+        "transaction_timeout": 0,
+    }
 
 
 def _keepalives(limit: timedelta) -> dict[str, int]:
