@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,12 @@ from sqlalchemy import Engine
 from sqlalchemy.util import greenlet_spawn
 
 from sqla_jobs._dialects import sockets
+from sqla_jobs._notify.urls import shown
+
+log = logging.getLogger("sqla_jobs")
+
+SHARED = "sqla_jobs.shared"
+"""In the info of a connection that goes through a pooler."""
 
 STEP = 0.25
 """Seconds until a sync listener notices its stop."""
@@ -33,6 +40,12 @@ def connect(engine: Engine) -> Any:
     try:
         # An application's event may have begun a transaction: LISTEN would wait for it.
         fairy.rollback()
+        if SHARED in fairy.info:
+            log.info(
+                "%s is a pooler: wake-ups come through it only if it pools whole"
+                " sessions; else give the runner listen_url=",
+                shown(engine.url),
+            )
     except BaseException:
         fairy.invalidate()
         raise

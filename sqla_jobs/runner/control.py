@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, QueuePool
 
 from sqla_jobs._dialects import JobDialect, dialect_of, sockets
+from sqla_jobs._notify.connect import SHARED
 from sqla_jobs._store.claim import DEFAULT_LEASE
 from sqla_jobs.errors import JobValueError
 
@@ -24,7 +25,6 @@ log = logging.getLogger("sqla_jobs")
 T = TypeVar("T")
 CONFLICT_RETRIES = 10
 CONTROL_CONNECTIONS = 3
-SHARED = "sqla_jobs.shared"  # in the info of a connection that goes through a pooler
 
 
 class Limits:
@@ -199,6 +199,21 @@ class Control:
     def close(self) -> None:
         """Close the connections."""
         self.engine.dispose()
+
+
+def timed(work: Callable[[Session], T]) -> Callable[[Session], tuple[float, T]]:
+    """
+    Return *work* that also returns the monotonic time at which it was sent.
+
+    A lease is counted from then, and not from before: the connection may have to be
+    made first, which takes minutes while the network is away.
+    """
+
+    def run(session: Session) -> tuple[float, T]:
+        session.connection()
+        return time.monotonic(), work(session)
+
+    return run
 
 
 def conflict_pause(attempt: int) -> float:

@@ -48,8 +48,9 @@ class Node(Server):
     @property
     def local(self) -> str:
         """What a program of the same user connects with."""
-        where = {"host": str(self._home), "port": self.port, "user": "postgres"}
-        return conninfo.make_conninfo(dbname="postgres", **where)
+        return conninfo.make_conninfo(
+            host=str(self._home), port=self.port, user="postgres", dbname="postgres"
+        )
 
     def lead(self) -> None:
         """Start as the primary, with new data."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from tests.failover.timeline import Timeline
 
@@ -33,7 +33,7 @@ def test_line_shows_the_kill() -> None:
 def test_files_hold_the_same() -> None:
     """A line per tenth of a second, and a picture that browsers can read."""
     lines = RUN.csv().splitlines()
-    picture = ElementTree.fromstring(RUN.svg())
+    picture = ET.fromstring(RUN.svg())
 
     assert lines[:2] == ["seconds,completed,killed", "0.0,1,0"]
     assert lines[21] == "2.0,0,1"

@@ -77,6 +77,6 @@ class Timeline:
                 f' font-family="sans-serif">primary killed; most {most} jobs'
                 f" per {WIDTH * 1000:.0f} ms</text>"
             )
-        size = f'width="{wide}" height="{high * len(self.kills) + 10}"'
-        start = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>'
+        area = f'width="{wide}" height="{high * len(self.kills) + 10}"'
+        start = f'<svg xmlns="http://www.w3.org/2000/svg" {area}>'
         return "\n".join([start, *parts, "</svg>"]) + "\n"

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg import conninfo
+from psycopg.rows import dict_row
 from sqlalchemy import URL, make_url
 
 from sqla_jobs.testing import _folders
@@ -61,6 +63,7 @@ class PgBouncer:
     def __init__(self, dsn: str, *, size: int = 20) -> None:
         assert PROGRAM is not None
         self.direct = make_url(dsn)
+        self.user = self.direct.username or "postgres"
         identity = _folders.server_identity()
         self.folder = _folders.make_folder(identity) / "b"
         self.folder.mkdir(0o755)
@@ -86,12 +89,12 @@ class PgBouncer:
 
     def ask(self, command: str) -> list[dict[str, Any]]:
         """Return the rows that its console answers a command with."""
-        where = {"host": str(self.folder), "port": PORT, "dbname": "pgbouncer"}
-        user = self.direct.username or "postgres"
-        with psycopg.connect(**where, user=user, autocommit=True) as connection:
-            cursor: psycopg.Cursor[Any] = psycopg.ClientCursor(connection)
-            cursor.row_factory = psycopg.rows.dict_row
-            cursor.execute(command)  # type: ignore[arg-type]
+        where = conninfo.make_conninfo(
+            host=str(self.folder), port=PORT, user=self.user, dbname="pgbouncer"
+        )
+        with psycopg.connect(where, autocommit=True) as connection:
+            cursor = psycopg.ClientCursor(connection, row_factory=dict_row)
+            cursor.execute(command.encode())
             return cursor.fetchall() if cursor.description else []
 
     def restart(self) -> None:
@@ -105,7 +108,7 @@ class PgBouncer:
         shutil.rmtree(self.folder.parent, ignore_errors=True)
 
     def _write(self, size: int) -> None:
-        url, user = self.direct, self.direct.username or "postgres"
+        url, user = self.direct, self.user
         text = SETTINGS.format(
             host=url.host or url.query["host"],
             port=url.port or url.query.get("port", "5432"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -80,7 +81,7 @@ def test_jobs_run_and_leave_nothing_on_the_servers_connection(
 
 
 def test_direct_listen_url_wakes_a_runner_behind_the_pooler(
-    kit: Kit, sqla_jobs_dsn: str
+    kit: Kit, sqla_jobs_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A job that the pooler's own clients enqueue starts long before the next poll."""
 
@@ -88,12 +89,25 @@ def test_direct_listen_url_wakes_a_runner_behind_the_pooler(
         pass
 
     kit.handle(run)
+    caplog.set_level(logging.INFO, "sqla_jobs")
     running = kit.run(poll=MINUTE, listen_url=sqla_jobs_dsn)
     kit.until(lambda: listeners(kit))
     kit.until(lambda: running.runner._plan._claimed_at > 0)
     (job,) = kit.add()
 
     kit.until_state(job, "completed")
+    assert "is a pooler" not in caplog.text
+
+
+def test_log_says_that_a_pooler_may_not_wake(
+    kit: Kit, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever forgets listen_url= is told so when the runner starts."""
+    caplog.set_level(logging.INFO, "sqla_jobs")
+
+    running = kit.run()
+    kit.until(lambda: "give the runner listen_url=" in caplog.text)
+    running.stop()
 
 
 def test_runner_behind_a_restarted_pooler_goes_on(
