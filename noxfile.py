@@ -189,16 +189,15 @@ def audit(session: nox.Session) -> None:
     wanted += [one for names in extras.values() for one in names]
     outside = [one for one in wanted if not one.startswith("sqla-jobs")]
     session.install(*group("audit"))
-    pip = ("python", "-m", "pip", "install", "--quiet", "--dry-run")
-    told = session.run(
-        *pip, "--ignore-installed", "--report", "-", *outside, silent=True
-    )
-    found = [one["metadata"] for one in json.loads(str(told))["install"]]
-    pins = Path(session.create_tmp(), "pins.txt")
+    folder = Path(session.create_tmp()).absolute()
+    report, pins = folder / "report.json", folder / "pins.txt"
+    resolve = ("pip", "install", "--quiet", "--dry-run", "--ignore-installed")
+    session.run("python", "-m", *resolve, "--report", str(report), *outside)
+    found = [one["metadata"] for one in json.loads(report.read_text())["install"]]
     pins.write_text("\n".join(f"{one['name']}=={one['version']}" for one in found))
     command = ("python", "-m", "tests.security.audit", str(pins))
     said = str(session.run(*command, success_codes=[0, NOT_AUDITED], silent=True))
-    print(said)
+    session.log(said)
     if "not audited" in said:
         session.skip(said.strip())
 

@@ -27,7 +27,7 @@ def grants(
     enqueue: str,
     work: str,
     admin: str,
-    schemas: Mapping[str | None, str | None] | None = None,
+    schemas: Mapping[Any, str | None] | None = None,
 ) -> list[str]:
     """
     Return the statements that give three roles what they need, and no more.
@@ -89,6 +89,7 @@ def _is_read(column: Column[Any]) -> bool:
 
 def _quoted(name: str) -> str:
     # Of its own, since the drivers' double each "%".
-    preparer = postgresql.dialect().identifier_preparer
+    dialect: Any = postgresql.dialect
+    preparer = dialect().identifier_preparer
     preparer._double_percents = False
-    return preparer.quote(name)
+    return str(preparer.quote(name))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Engine, create_engine
 
 from sqla_jobs._dialects.pg_grants import grants
 from sqla_jobs.models import job_tables
@@ -27,11 +27,19 @@ class Roles:
 
     def __init__(self, owner: Engine) -> None:
         self._owner, suffix = owner, uuid4().hex[:12]
+        self._engines = list[Engine]()
         self.names = {role: f"{role}_{suffix}" for role in (*ROLES, "all")}
 
     def url(self, role: str) -> URL:
         """Return the URL of the database for a role."""
         return self._owner.url.set(username=self.names[role], password=PASSWORD)
+
+    def engine(self, role: str) -> Engine:
+        """Return an engine for a role, with the owner's options."""
+        options = dict(self._owner.get_execution_options())
+        made = create_engine(self.url(role), execution_options=options)
+        self._engines.append(made)
+        return made
 
     def dsn(self, role: str) -> str:
         """Return the same as text."""
@@ -66,6 +74,8 @@ class Roles:
 
     def drop(self) -> None:
         """Drop the roles with what they own."""
+        for engine in self._engines:
+            engine.dispose()
         for name in self.names.values():
             self.run(f"DROP OWNED BY {name}")
             self.run(f"DROP ROLE {name}")

@@ -181,7 +181,7 @@ ENQUEUE: dict[str, Act] = {
     "delay": add(lambda: Work(delay=MINUTE)),
     "own table": add(lambda: Big(memo="x")),
     "raw": add(lambda: make_job(Job, "raw", {"a": 1})),
-    "all": lambda s: (s.add_all([Work() for _ in range(3)]), s.flush()),
+    "all": lambda s: s.add_all([Work() for _ in range(3)]),
     "many": lambda s: enqueue_many(s, Work, [{"text": "x"}] * 3),
     "copy": lambda s: enqueue_many(s, Work, [{"text": "x"}] * 2_000),
     "select": lambda s: enqueue_select(s, Work, select(literal(1)), {"text": "x"}),
@@ -359,7 +359,11 @@ def test_public_gets_nothing(owner: Engine, roles: Roles) -> None:
 def test_command_prints_the_grants(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command says what the function does; names are quoted."""
     monkeypatch.setenv("APP_DSN", dsn)
-    names = {"enqueue": "app_enqueue", "work": 'the "work%"; DROP', "admin": "Admin"}
+    names: dict[str, Any] = {
+        "enqueue": "app_enqueue",
+        "work": 'the "work%"; DROP',
+        "admin": "Admin",
+    }
     args = [f"--{role}={name}" for role, name in names.items()]
     target = "--runner=tests.security.app:make_runner"
 
