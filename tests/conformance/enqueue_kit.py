@@ -115,7 +115,7 @@ class Ear:
     """A connection that listens for wake-ups of one root."""
 
     def __init__(self, engine: Engine, root: type[Any] = Job) -> None:
-        url = make_url(harness.LISTEN_URL or engine.url).set(drivername="postgresql")
+        url = make_url(harness.DIRECT_URL or engine.url).set(drivername="postgresql")
         dsn = url.render_as_string(hide_password=False)
         self.raw = psycopg.connect(dsn, autocommit=True)
         self.engine = engine

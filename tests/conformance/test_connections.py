@@ -162,6 +162,7 @@ def every_function(session: Session) -> None:
     apply_retention(session, tables, now=far)
 
 
+STARTS_WITH = pytest.mark.direct("poolers refuse options at the start")
 CONNECTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "without a statement cache": {"query_cache_size": 0},
@@ -176,7 +177,13 @@ CONNECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("options", CONNECTIONS.values(), ids=CONNECTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(value, id=name, marks=STARTS_WITH if "-c" in str(value) else ())
+        for name, value in CONNECTIONS.items()
+    ],
+)
 def test_protocol_works_on_any_connection(
     odd_dsn: str, options: dict[str, Any]
 ) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from sqla_jobs._notify import ListenerTask, ListenerThread, base, connect, listener_for
 
+pytestmark = pytest.mark.direct("listens without listen_url")
 LIMIT = 20.0
 
 

@@ -316,6 +316,7 @@ class Listening:
         self.done.set()
 
 
+@pytest.mark.direct("listens without listen_url")
 def test_a_tenants_commit_wakes_its_own_runner(
     tenants: tuple[list[Engine], Made],
 ) -> None:

@@ -41,6 +41,7 @@ def pooled_dsn(mode: str, dsn: str) -> Iterator[str]:
             options.update({**DOCUMENTED.get(driver, {}), **options})
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "DIRECT_URL", dsn)
         if mode == "poll":
             patch.setattr(JobTables, "notify", False)
         else:

@@ -44,7 +44,8 @@ NOW = constant(timedelta(0))
 POLL = timedelta(milliseconds=50)
 LEASE = timedelta(seconds=3)
 PATIENCE = 20.0  # seconds until a wait is given up
-LISTEN_URL: str | None = None  # of runners whose engine goes through a pooler
+DIRECT_URL: str | None = None  # of the database, where engines go through a pooler
+LISTEN_URL: str | None = None  # of runners that listen there
 
 
 class Base(DeclarativeBase):

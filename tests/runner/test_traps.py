@@ -288,6 +288,7 @@ def test_jobs_of_unknown_kinds_are_left_alone(kit: Kit) -> None:
     assert kit.sql("SELECT sum(attempt) FROM jobs WHERE kind = 'tomorrows'") == 0
 
 
+@pytest.mark.direct("ends the runner's connections, which are not its own there")
 def test_a_runner_survives_the_end_of_its_connections(kit: Kit) -> None:
     """It looks again as soon as the database lets it."""
     done = threading.Event()
