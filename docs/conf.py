@@ -45,7 +45,7 @@ nitpick_ignore_regex = [
         r"(Base)?(Exception|TypeError|ValueError|RuntimeError)",
     ),
     # Names under TYPE_CHECKING, aliases and type variables.
-    ("py:class", r"(AsyncSession|async_sessionmaker|sessionmaker|Around|OnError)"),
+    ("py:class", r"(AsyncSession|async_sessionmaker|sessionmaker|Around|OnError|URL)"),
     ("py:class", r"(AnySession|async_scoped_session|Session|Queues)"),
     ("py:class", r"ColumnExpressionArgument|sqla_jobs\._store\.queues\.Unset"),
     ("py:class", r"sqla_jobs\.(models\.arg\.T|_hooks\._Maker|testing\._\w+\.\w+)"),
