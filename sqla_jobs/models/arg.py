@@ -188,7 +188,8 @@ def args_of(cls: type[Any]) -> dict[str, Arg[Any]]:
     """Return the arguments of a job class, inherited ones first."""
     found: dict[str, Arg[Any]] = {}
     for base in reversed(cls.__mro__):
-        for name, value in vars(base).items():
+        # A copy: another thread may be setting an attribute of the class.
+        for name, value in vars(base).copy().items():
             if isinstance(value, Arg):
                 found[name] = value
             else:

@@ -109,7 +109,11 @@ def log_fields(attempt: Attempt) -> dict[str, Any]:
 
 
 def refuse_undecodable(attempt: Attempt) -> Settlement | None:
-    """Return the settlement that discards a job whose payload no longer decodes."""
+    """
+    Return the settlement that discards a job whose payload no longer decodes.
+
+    Raises nothing: whatever else goes wrong is a failure of the attempt.
+    """
     try:
         decode_payload(attempt.job)
     except PayloadError as exc:
@@ -117,6 +121,10 @@ def refuse_undecodable(attempt: Attempt) -> Settlement | None:
             "job %s discarded: %s", attempt.job_id, exc, extra=log_fields(attempt)
         )
         return settle_outcome(attempt.facts, Discard(f"payload does not decode: {exc}"))
+    except Exception as exc:
+        conceal(exc)
+        log.exception("job %s failed", attempt.job_id, extra=log_fields(attempt))
+        return settle_error(attempt.facts, exc)
     return None
 
 

@@ -12,6 +12,8 @@ from sqlalchemy.exc import DBAPIError
 
 from sqla_jobs._dialects import dialect_of
 from sqla_jobs._dialects.postgresql import PostgreSQLDialect
+from sqla_jobs.models.arg import Arg, args_of
+from sqla_jobs.runner import execute
 from sqla_jobs.runner.control import Control
 from tests.runner.harness import LEASE, Base, Kit, Task, effects, ok
 
@@ -130,4 +132,50 @@ def test_lock_of_a_stopped_commit_does_not_outlast_the_lease(
         assert kit.notes() == ["effect"] * jobs
     finally:
         go.set()
+        kit.close()
+
+
+def test_arguments_are_found_while_the_class_changes() -> None:
+    """The first jobs of a class may be made in several threads at once."""
+
+    class Changing:
+        first: Any = Arg(default=1)
+
+    class Meddler:
+        @property
+        def __class__(self) -> type:
+            setattr(Changing, f"late_{len(vars(Changing))}", None)
+            return Meddler
+
+    setattr(Changing, "meddler", Meddler())  # noqa: B010
+
+    assert list(args_of(Changing)) == ["first"]
+
+
+@pytest.mark.parametrize("shell", ["threads", "aio"])
+def test_failure_before_the_handler_is_one_of_the_attempt(
+    dsn: str, engine: Engine, shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever goes wrong on the way to a handler, the job and its slot are free."""
+    Base.metadata.create_all(engine)
+    kit = Kit(dsn, engine, shell)
+    real, failures = execute.decode_payload, [RuntimeError("surprise")]
+
+    def decode(job: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(job)
+
+    async def run(job: Any, ctx: Any) -> None:
+        effects(ctx.session, job, f"attempt {ctx.attempt}")
+
+    monkeypatch.setattr(execute, "decode_payload", decode)
+    kit.handle(run)
+    (job,) = kit.add()
+    try:
+        kit.run(concurrency=1)
+        kit.until_state(job, "completed")
+        assert kit.notes() == ["attempt 2"]
+        assert "surprise" in kit.job(job).last_error
+    finally:
         kit.close()
