@@ -86,11 +86,19 @@ def settle_error(facts: AttemptFacts, exc: BaseException) -> Settlement:
     )
 
 
-def settle_conflict(facts: AttemptFacts, exc: BaseException) -> Settlement:
-    """Return the settlement of a serialization failure: retry within 0 to 1 s."""
+def settle_conflict(
+    facts: AttemptFacts, exc: BaseException, *, counted: bool = True
+) -> Settlement:
+    """
+    Return the settlement of a serialization failure: again within 0 to 1 s.
+
+    Args:
+        counted: Whether the attempt is. Default True.
+    """
     delay = SERIALIZATION_DELAY.total_seconds() * facts.rand
+    action = "retry" if counted else "snooze"
     return Settlement(
-        facts.job_id, facts.token, "retry", delay=delay, error=error_text(exc)
+        facts.job_id, facts.token, action, delay=delay, error=error_text(exc)
     )
 
 

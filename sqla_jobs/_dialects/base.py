@@ -195,6 +195,18 @@ class JobDialect(ABC):
     def same_predicate(self, code: str, found: str) -> bool:
         """Return whether an index predicate of ours is the one that was found."""
 
+    def keeps_snapshot(self, connection: Connection) -> bool:
+        """
+        Return whether transactions of *connection* cannot write what is newer.
+
+        That is, rows which others have changed since the first statement. Asks nobody.
+        """
+        return False
+
+    def watch_client(self) -> Sequence[ColumnElement[Any]]:
+        """Return what lets the server notice a vanished client in this transaction."""
+        return ()
+
     @abstractmethod
     def is_conflict(self, exc: BaseException) -> bool:
         """Return whether *exc* is a serialization failure or a deadlock."""

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, literal_column
+from sqlalchemy import ColumnElement, func, literal, literal_column
 
 PROBE_SECONDS = 10  # until an idle client is asked, and between two questions
 PROBES = 3
+_PROBES = {
+    "tcp_keepalives_idle": PROBE_SECONDS,
+    "tcp_keepalives_interval": PROBE_SECONDS,
+    "tcp_keepalives_count": PROBES,
+}
 SETTING = """
 SELECT count(pg_catalog.set_config(name, value, {is_local}))
 FROM (VALUES {rows}) AS given (name, value)
@@ -46,6 +51,14 @@ def limit_commit(milliseconds: ColumnElement[str]) -> ColumnElement[Any]:
     return func.set_config(idle, milliseconds, literal_column("true"))
 
 
+def watch_client() -> list[ColumnElement[Any]]:
+    """Return what ends the transaction, and its locks, once its client is gone."""
+    return [
+        func.set_config(literal(name), literal(str(value)), literal_column("true"))
+        for name, value in _PROBES.items()
+    ]
+
+
 def _timeouts(limit: timedelta) -> dict[str, int]:
     # Those of the role or the database are meant for others; 0 means none, and a lock
     # is waited for no longer than the statement may take.
@@ -62,9 +75,7 @@ def _keepalives(limit: timedelta) -> dict[str, int]:
     # The server notices a vanished client too; without effect on Unix sockets.
     return {
         "idle_session_timeout": 0,
-        "tcp_keepalives_idle": PROBE_SECONDS,
-        "tcp_keepalives_interval": PROBE_SECONDS,
-        "tcp_keepalives_count": PROBES,
+        **_PROBES,
         "tcp_user_timeout": min(_milliseconds(limit), 1000 * PROBE_SECONDS * PROBES),
     }
 

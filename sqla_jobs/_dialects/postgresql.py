@@ -35,6 +35,7 @@ from sqla_jobs._dialects.base import FoundTable, JobDialect, bind
 
 # Class 40: transaction rollback (manual, appendix A).
 CONFLICTS = frozenset({"40001", "40P01"})
+SNAPSHOTS = frozenset({"REPEATABLE READ", "SERIALIZABLE"})
 READ_ONLY = "25006"  # a standby, also one that was the primary
 # Class 08 and 57P: no connection, shutdown, starting up; 25006: a standby;
 # 53300: too many connections; the others: what a server may answer to a connection
@@ -165,6 +166,17 @@ class PostgreSQLDialect(JobDialect):
         """Return whether they differ only in what PostgreSQL adds on printing."""
         plain = pg_catalog.plain_predicate
         return plain(code) == plain(found)
+
+    def keeps_snapshot(self, connection: Connection) -> bool:
+        """Return whether the isolation level is above READ COMMITTED."""
+        level = connection.get_execution_options().get("isolation_level")
+        # The engine's, else what the server said at the first connect.
+        level = level or connection.default_isolation_level or ""
+        return level.upper().replace("_", " ") in SNAPSHOTS
+
+    def watch_client(self) -> Sequence[ColumnElement[Any]]:
+        """Return ``set_config(...)`` of keepalives for the rest of the transaction."""
+        return pg_session.watch_client()
 
     def is_conflict(self, exc: BaseException) -> bool:
         """Return whether *exc* is a serialization failure or a deadlock."""

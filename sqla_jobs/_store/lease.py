@@ -13,6 +13,7 @@ from sqlalchemy import (
     Executable,
     Integer,
     Interval,
+    Select,
     Text,
     func,
     select,
@@ -223,13 +224,38 @@ def still_held(
     session: Session, tables: JobTables, pairs: Sequence[tuple[int, int]]
 ) -> frozenset[tuple[int, int]]:
     """Return those (job id, token) pairs that hold their job; locks nothing."""
+    return _look(session, tables, pairs, _looking)
+
+
+def lock_held(
+    session: Where, tables: JobTables, pairs: Sequence[tuple[int, int]]
+) -> frozenset[tuple[int, int]]:
+    """
+    Return those (job id, token) pairs that hold their job, and lock its row.
+
+    Until the transaction ends nobody can renew, rescue or settle these jobs. Waits for
+    whoever is writing them.
+    """
+    return _look(session, tables, pairs, _locking)
+
+
+def _look(
+    session: Where, tables: JobTables, pairs: Sequence[tuple[int, int]], build: Any
+) -> frozenset[tuple[int, int]]:
     params = {"job_id": [j for j, _ in pairs], "token": [t for _, t in pairs]}
-    rows = execute(session, tables, _looking, params)
-    return frozenset((job, token) for job, token in rows)
+    rows = execute(session, tables, build, params)
+    return frozenset((row[0], row[1]) for row in rows)
 
 
 @built_once
-def _looking(tables: JobTables, dialect: JobDialect) -> Executable:
+def _locking(tables: JobTables, dialect: JobDialect) -> Executable:
+    rows = _looking(tables, dialect).order_by(tables.table.c.id)
+    locked = dialect.lock(rows, skip=False, of=tables.table)
+    return locked.add_columns(*dialect.watch_client())
+
+
+@built_once
+def _looking(tables: JobTables, dialect: JobDialect) -> Select[tuple[int, int]]:
     given = dialect.rows("given", {"job_id": BigInteger(), "token": BigInteger()})
     job = tables.table.c
     return select(job.id, job.lease_token).where(

@@ -25,7 +25,7 @@ from sqla_jobs._core.settle import (
     settle_release,
 )
 from sqla_jobs._core.states import JobState
-from sqla_jobs._store.lease import fence
+from sqla_jobs._store.lease import fence, lock_held
 from sqla_jobs._store.settle import settle
 from sqla_jobs.errors import AttemptInterrupted, JobValueError
 from sqla_jobs.models import JobTables
@@ -98,6 +98,7 @@ class Attempt(Guard):
         self.progress_saved: str | None = None
         self.final: Settlement | None = None
         self.fence_sent = False
+        self.pinned = False  # its transactions keep a snapshot, and its row locked
         self._next_state: JobState | None = None
         self.final_state: JobState | None = None  # once committed by the handler
         self._committing: tuple[str | None, bool] | None = None
@@ -193,6 +194,18 @@ class Attempt(Guard):
     def ending(self) -> bool:
         """Whether the outcome is known and goes into the next commit."""
         return self.final is not None
+
+    def lock_jobs(self, connection: Connection) -> None:
+        """
+        Lock the row of the job.
+
+        Raises:
+            AttemptInterrupted: If the lease is lost.
+        """
+        self.pinned = True
+        if not lock_held(connection, self.tables, [(self.job_id, self.token)]):
+            self.interrupt(Interruption.LOST)
+            self.check_open()
 
     def write_fence(self, connection: Connection, sent: float) -> None:
         """
@@ -298,7 +311,8 @@ class Attempt(Guard):
         if isinstance(exc, TaskCancelled):
             return settle_release(self.facts)
         if dialect.is_conflict(exc):
-            return settle_conflict(self.facts, exc)
+            # Where transactions keep a snapshot, conflicts are how they wait.
+            return settle_conflict(self.facts, exc, counted=not self.pinned)
         # Any other too: handed back uncounted, the job would come again at once.
         return settle_error(self.facts, exc)
 

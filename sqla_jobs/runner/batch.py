@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from sqla_jobs._core.conceal import conceal
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState
-from sqla_jobs._store.lease import Renewed, renew_many
+from sqla_jobs._store.lease import Renewed, lock_held, renew_many
 from sqla_jobs._store.reread import reread
 from sqla_jobs._store.settle import settle
 from sqla_jobs.errors import AttemptInterrupted
@@ -117,6 +117,20 @@ class Batch(Guard):
         """
         outcomes = read_answer(value, self.attempts)
         return [one.returned(outcomes.get(one.job_id)) for one in self.attempts]
+
+    def lock_jobs(self, connection: Connection) -> None:
+        """
+        Lock the rows of the jobs.
+
+        Raises:
+            AttemptInterrupted: If a lease is lost.
+        """
+        pairs = [(attempt.job_id, attempt.token) for attempt in self.attempts]
+        held = lock_held(connection, self.tables, pairs)
+        for attempt, pair in zip(self.attempts, pairs, strict=True):
+            if pair not in held:
+                attempt.interrupt(Interruption.LOST)
+        self.check_open()
 
     def write_fence(self, connection: Connection, sent: float) -> None:
         """

@@ -26,7 +26,7 @@ from sqla_jobs._core.settle import Settlement, settle_error, settle_outcome
 from sqla_jobs._core.states import JobState
 from sqla_jobs._core.text import is_whole
 from sqla_jobs._dialects import JobDialect
-from sqla_jobs._store.lease import fence, settled_state
+from sqla_jobs._store.lease import renew_many, settled_state
 from sqla_jobs.errors import PayloadError
 from sqla_jobs.handlers import Handler, is_async
 from sqla_jobs.models import decode_payload
@@ -402,16 +402,13 @@ def _look(session: Session, *, attempt: Attempt) -> JobState | None:
 
 
 def _renew(session: Session, *, attempt: Attempt, length: timedelta) -> bool:
-    held = fence(
-        session,
-        attempt.tables,
-        attempt.job_id,
-        attempt.token,
-        lease=length,
-        at_least=length,
-        now=attempt.now(),
+    # Skips a row that the handler's own transaction has locked: that is held.
+    pair = attempt.job_id, attempt.token
+    tables, now = attempt.tables, attempt.now()
+    renewed = renew_many(
+        session, tables, [pair], lease=length, at_least=length, now=now
     )
-    return held is not None
+    return not renewed.is_lost(*pair)
 
 
 def quietly(call: Callable[[], Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, event, inspect
 from sqlalchemy.orm import Session
 
+from sqla_jobs._dialects import dialect_of
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables
 
@@ -89,6 +90,20 @@ class Guard:
                 " not be taken back when the lease is lost"
             )
         event.listen(connection, "commit", self.on_commit)
+        if dialect_of(connection).keeps_snapshot(connection):
+            self.lock_jobs(connection)
+
+    def lock_jobs(self, connection: Connection) -> None:
+        """
+        Lock the rows of the jobs until the transaction ends.
+
+        Else the heartbeat would change them, and a fence with an older snapshot could
+        not. What is locked needs no renewal: nobody can rescue it.
+
+        Raises:
+            AttemptInterrupted: If a lease is lost.
+        """
+        raise NotImplementedError
 
     def on_commit(self, connection: Connection) -> None:
         """
