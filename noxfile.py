@@ -106,6 +106,15 @@ def drivers(session: nox.Session, driver: str) -> None:
     )
 
 
+@nox.session
+@nox.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def isolation(session: nox.Session, level: str) -> None:
+    """Run the tests of the protocol and the runners at another isolation level."""
+    session.install("-e", ".[demo,http,reload]", *group("tests"))
+    folders = ["tests/conformance", "tests/runner", "tests/testing"]
+    session.run(*PYTEST, f"--isolation={level}", *(session.posargs or folders))
+
+
 @nox.session(python=OLDEST)
 def minimum(session: nox.Session) -> None:
     """Run the tests with the oldest Python and the oldest dependencies allowed."""
