@@ -112,7 +112,8 @@ def isolation(session: nox.Session, level: str) -> None:
     """Run the tests of the protocol and the runners at another isolation level."""
     session.install("-e", ".[demo,http,reload]", *group("tests"))
     folders = ["tests/conformance", "tests/runner", "tests/testing"]
-    session.run(*PYTEST, f"--isolation={level}", *(session.posargs or folders))
+    tests = session.posargs or folders
+    session.run(*PYTEST, f"--isolation={level}", *tests, env=COMPILED)
 
 
 @nox.session(python=OLDEST)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine
+
+from tests.isolation import LEVELS, excuse, isolate, skip_committed
 
 DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2")
 
@@ -18,19 +21,36 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pooler", choices=["poll", "listen"], help="PgBouncer; how jobs are found"
     )
+    parser.addoption(
+        "--isolation", choices=LEVELS, help="the isolation level of the application"
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what --pooler rules out."""
+    """Skip what --pooler and --isolation rule out."""
+    skip_committed(item)
     if item.config.getoption("pooler"):
         from tests.pooler.plugin import skip_direct
 
         skip_direct(item)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+    """Skip what turns out to be refused at that --isolation."""
+    try:
+        return (yield)
+    except Exception as exc:
+        excuse(pyfuncitem, exc)
+        raise
+
+
 @pytest.fixture(scope="session")
 def dsn(sqla_jobs_dsn: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """Yield the URL of this process's database, which starts empty."""
+    level = request.config.getoption("isolation")
+    if level is not None:
+        isolate(sqla_jobs_dsn, level)
     mode = request.config.getoption("pooler")
     if mode is None:
         yield sqla_jobs_dsn
