@@ -185,19 +185,20 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert sorted(directives + errors) == sorted(sqla_jobs.__all__)
 
 
-def test_every_feature_is_shown_by_a_test() -> None:
-    """Each line of the table of features names a test that exists."""
-    lines = [line for line in page("features.md").splitlines() if "::" in line]
+@pytest.mark.parametrize(("name", "least"), [("features.md", 70), ("faults.md", 50)])
+def test_every_line_is_shown_by_a_test(name: str, least: int) -> None:
+    """Each line of the tables of features and of faults names a test that exists."""
+    lines = [line for line in page(name).splitlines() if "::" in line]
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", "\n".join(lines))
     tests = {
-        (path.relative_to(TESTS).as_posix(), name)
+        (path.relative_to(TESTS).as_posix(), test)
         for path in TESTS.rglob("test_*.py")
-        for name in re.findall(
+        for test in re.findall(
             r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE
         )
     }
 
-    assert len(named) == len(lines) > 70
+    assert len(named) == len(lines) > least
     assert set(named) <= tests
 
 
