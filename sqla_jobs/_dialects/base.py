@@ -224,7 +224,9 @@ class JobDialect(ABC):
         """Return whether *exc* says that the server takes writes no longer."""
 
     @abstractmethod
-    def limit_session(self, connection: Any, raw: Any, limit: timedelta) -> bool:
+    def limit_session(
+        self, connection: Any, raw: Any, limit: timedelta, *, silence: timedelta
+    ) -> bool:
         """
         Bound what a new connection of ours may wait for, on the server's side.
 
@@ -235,11 +237,14 @@ class JobDialect(ABC):
         Args:
             connection: The DBAPI connection, as SQLAlchemy adapts it.
             raw: The driver's own.
-            limit: The longest statement, and the longest silence in a transaction.
+            limit: The longest statement.
+            silence: The longest time between two of a transaction.
         """
 
     @abstractmethod
-    def limit_transaction(self, connection: Any, limit: timedelta) -> None:
+    def limit_transaction(
+        self, connection: Any, limit: timedelta, *, silence: timedelta
+    ) -> None:
         """Do the same for the transaction that begins on the DBAPI *connection*."""
 
     @abstractmethod

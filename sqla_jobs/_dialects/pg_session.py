@@ -22,9 +22,11 @@ WHERE {where} AND pg_catalog.current_setting(name, true) IS NOT NULL
 """
 
 
-def limit_session(connection: Any, raw: Any, limit: timedelta) -> bool:
+def limit_session(
+    connection: Any, raw: Any, limit: timedelta, *, silence: timedelta
+) -> bool:
     """
-    Set *limit* for the session, and commit; return False if it is not ours alone.
+    Set the limits of the session, and commit; return False if it is not ours alone.
 
     A pooler tells its clients a process id of its own making, since the server's
     changes with each transaction. The settings are made by the statement that compares
@@ -33,16 +35,16 @@ def limit_session(connection: Any, raw: Any, limit: timedelta) -> bool:
     pid = _told_pid(raw)
     if pid is None:
         return False
-    settings = _timeouts(limit) | _keepalives(limit)
+    settings = _timeouts(limit, silence) | _keepalives(limit)
     ours = f"pg_catalog.pg_backend_pid() = {pid}"
     found = _set(connection, settings, is_local="false", where=ours)
     connection.commit()
     return found > 0
 
 
-def limit_transaction(connection: Any, limit: timedelta) -> None:
-    """Set *limit* for the transaction that has just begun."""
-    _set(connection, _timeouts(limit), is_local="true", where="true")
+def limit_transaction(connection: Any, limit: timedelta, *, silence: timedelta) -> None:
+    """Set the limits of the transaction that has just begun."""
+    _set(connection, _timeouts(limit, silence), is_local="true", where="true")
 
 
 def limit_commit(milliseconds: ColumnElement[str]) -> ColumnElement[Any]:
@@ -59,13 +61,12 @@ def watch_client() -> list[ColumnElement[Any]]:
     ]
 
 
-def _timeouts(limit: timedelta) -> dict[str, int]:
+def _timeouts(limit: timedelta, silence: timedelta) -> dict[str, int]:
     # Those of the role or the database are meant for others; 0 means none, and a lock
     # is waited for no longer than the statement may take.
-    longest = _milliseconds(limit)
     return {
-        "idle_in_transaction_session_timeout": longest,
-        "statement_timeout": longest,
+        "idle_in_transaction_session_timeout": _milliseconds(silence),
+        "statement_timeout": _milliseconds(limit),
         "lock_timeout": 0,
         "transaction_timeout": 0,
     }

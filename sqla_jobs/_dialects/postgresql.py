@@ -209,13 +209,17 @@ class PostgreSQLDialect(JobDialect):
         """Return whether *exc* is the refusal of a standby."""
         return self.sqlstate(exc) == READ_ONLY
 
-    def limit_session(self, connection: Any, raw: Any, limit: timedelta) -> bool:
+    def limit_session(
+        self, connection: Any, raw: Any, limit: timedelta, *, silence: timedelta
+    ) -> bool:
         """Set the session's timeouts and keepalives, unless a pooler is between."""
-        return pg_session.limit_session(connection, raw, limit)
+        return pg_session.limit_session(connection, raw, limit, silence=silence)
 
-    def limit_transaction(self, connection: Any, limit: timedelta) -> None:
+    def limit_transaction(
+        self, connection: Any, limit: timedelta, *, silence: timedelta
+    ) -> None:
         """Set the transaction's timeouts."""
-        pg_session.limit_transaction(connection, limit)
+        pg_session.limit_transaction(connection, limit, silence=silence)
 
     def limit_commit(self, milliseconds: ColumnElement[str]) -> ColumnElement[Any]:
         """Return ``set_config(...)`` for the rest of the transaction."""

@@ -20,6 +20,7 @@ from sqla_jobs._dialects import JobDialect, dialect_of, sockets
 from sqla_jobs._notify.connect import SHARED
 from sqla_jobs._store.claim import DEFAULT_LEASE
 from sqla_jobs.errors import JobValueError
+from sqla_jobs.runner.guard import COMMIT_SECONDS
 
 log = logging.getLogger("sqla_jobs")
 T = TypeVar("T")
@@ -37,8 +38,13 @@ class Limits:
 
     @property
     def statement(self) -> timedelta:
-        """The longest statement, and the longest silence in a transaction."""
+        """The longest statement."""
         return min(max(2 * self.lease, timedelta(seconds=10)), timedelta(minutes=5))
+
+    @property
+    def silence(self) -> timedelta:
+        """The longest silence in a transaction: its locks must not outlast a lease."""
+        return min(self.lease, timedelta(seconds=COMMIT_SECONDS))
 
     @property
     def transaction(self) -> timedelta:
@@ -117,7 +123,9 @@ def _limit_connections(engine: Engine, dialect: JobDialect, limits: Limits) -> N
     def connected(connection: Any, record: Any) -> None:
         raw = record.driver_connection
         sockets.fail_when_silent(raw, limits.network_seconds)
-        if not dialect.limit_session(connection, raw, limits.statement):
+        if not dialect.limit_session(
+            connection, raw, limits.statement, silence=limits.silence
+        ):
             record.info[SHARED] = True
             # Not before: whatever listens to an engine costs time at each statement.
             if not event.contains(engine, "begin", begun):
@@ -127,7 +135,7 @@ def _limit_connections(engine: Engine, dialect: JobDialect, limits: Limits) -> N
         if SHARED in connection.info:
             own = connection.connection.dbapi_connection
             try:
-                dialect.limit_transaction(own, limits.statement)
+                dialect.limit_transaction(own, limits.statement, silence=limits.silence)
             except Exception as exc:
                 # Below SQLAlchemy: nobody else translates it, or drops the connection.
                 connection.invalidate(exc)

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from sqla_jobs._dialects import dialect_of
 from sqla_jobs._dialects.postgresql import PostgreSQLDialect
 from sqla_jobs.models.arg import Arg, args_of
 from sqla_jobs.runner import execute
-from sqla_jobs.runner.control import Control
+from sqla_jobs.runner.control import Control, Limits
 from tests.runner.harness import LEASE, Base, Kit, Task, effects, ok
 
 DIALECTS = ("psycopg", "psycopg2", "asyncpg")
@@ -55,7 +56,7 @@ def test_connection_that_breaks_behind_a_pooler_is_an_outage(
     dsn: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runner's connection that dies between two transactions is replaced."""
-    monkeypatch.setattr(PostgreSQLDialect, "limit_session", lambda *_: False)
+    monkeypatch.setattr(PostgreSQLDialect, "limit_session", lambda *_, **__: False)
     own = create_engine(dsn)
     control = Control(own)
     pid = control.run(lambda session: session.scalar(select(func.pg_backend_pid())))
@@ -133,6 +134,34 @@ def test_lock_of_a_stopped_commit_does_not_outlast_the_lease(
     finally:
         go.set()
         kit.close()
+
+
+def test_locks_of_a_stopped_runner_do_not_outlast_the_lease(
+    dsn: str, engine: Engine
+) -> None:
+    """A heartbeat, a claim or a sweep that stops before its COMMIT lets go in time."""
+    Base.metadata.create_all(engine)
+    kit = Kit(dsn, engine, "threads")
+    kit.add()
+    own = create_engine(dsn)
+    control = Control(own, Limits(LEASE))
+    every = "SELECT 1 FROM jobs FOR UPDATE"
+    waited: list[float] = []
+
+    def stop(session: Session) -> None:
+        session.execute(text(every))
+        start = time.monotonic()
+        kit.sql(every)
+        waited.append(time.monotonic() - start)
+
+    with pytest.raises(DBAPIError) as caught:
+        control.run(stop)
+
+    assert control.dialect.is_outage(caught.value)
+    assert waited[0] < LEASE.total_seconds() + 1
+    control.close()
+    own.dispose()
+    kit.close()
 
 
 def test_arguments_are_found_while_the_class_changes() -> None:

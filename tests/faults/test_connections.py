@@ -89,7 +89,7 @@ def test_connections_are_limited_on_both_sides(proxy: Proxy, driver: str) -> Non
 
         with control.engine.connect() as own, engine.connect() as theirs:
             assert settings(own) == {
-                "idle_in_transaction_session_timeout": "18s",
+                "idle_in_transaction_session_timeout": "9s",
                 "idle_session_timeout": "0",
                 "lock_timeout": "0",
                 "statement_timeout": "18s",
