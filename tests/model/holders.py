@@ -14,7 +14,7 @@ from hypothesis.stateful import precondition, rule
 import sqla_jobs as api
 from sqla_jobs import LeaseLost, Prefix
 from tests.model.senders import Senders
-from tests.model.shapes import DELAYS, KINDS, LEASE, Effect, Job
+from tests.model.shapes import DELAYS, KINDS, LEASE, SECOND, Effect, Job
 from tests.model.turns import Ask, Turns
 from tests.model.verbs import VERBS, Use
 
@@ -96,7 +96,20 @@ class Holders(Senders):
     @rule(chosen=st.lists(picks, min_size=1, max_size=3))
     def renew(self, chosen: list[int]) -> None:
         """Renew leases: those still held, also when others are lost."""
-        numbers = sorted({self.choose_claim(pick) for pick in chosen})
+        self._renew(sorted({self.choose_claim(pick) for pick in chosen}))
+
+    @precondition(lambda self: self.oracle.claims)
+    @rule(pick=picks)
+    def come_too_late(self, pick: int) -> None:
+        """Try all that a holder can do with a claim that is over, or taken over."""
+        number = self.choose_claim(pick - pick % 4 + 2)
+        for verb in sorted(VERBS):
+            if number in self.oracle.claims and not self.oracle.held_by(number):
+                self._use(number, verb, SECOND)
+        if number in self.oracle.claims:
+            self._renew([number])
+
+    def _renew(self, numbers: list[int]) -> None:
         held = [row for n in numbers if (row := self.oracle.held_by(n))]
         claims = [self.handed[number] for number in numbers]
         note(f"renew({[(one.job_id, one.token) for one in claims]})")

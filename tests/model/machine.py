@@ -87,12 +87,16 @@ class Machine(Holders):
         for name in sorted(sweeps - {"rescue"}):
             getattr(self, f"_{name}")()
 
-    @rule()
-    def crash(self) -> None:
-        """Lease all that may run, and have it taken back when that has expired."""
+    @rule(again=st.booleans(), pick=picks)
+    def crash(self, pick: int, *, again: bool) -> None:
+        """Let all leases expire; others take the jobs, and the old holders come."""
         self.claim_all()
         self.let_pass(31)
         self._rescue(ZERO, None)
+        if again:
+            self.claim_all()
+        if self.oracle.claims:
+            self.come_too_late(pick)
 
     def _rescue(self, expired_for: timedelta, queues: list[str] | None) -> None:
         with self.transaction() as session:
