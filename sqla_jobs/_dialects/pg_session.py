@@ -49,7 +49,7 @@ def limit_transaction(connection: Any, limit: timedelta, *, silence: timedelta) 
 
 def limit_commit(milliseconds: ColumnElement[str]) -> ColumnElement[Any]:
     """Return what keeps a transaction that should commit now from lasting for ever."""
-    idle = literal_column("'idle_in_transaction_session_timeout'")
+    idle: ColumnElement[str] = literal_column("'idle_in_transaction_session_timeout'")
     return func.set_config(idle, milliseconds, literal_column("true"))
 
 

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs._dialects import dialect_of
 from sqla_jobs._dialects.postgresql import PostgreSQLDialect
+from sqla_jobs.models import decode_payload
 from sqla_jobs.models.arg import Arg, args_of
-from sqla_jobs.runner import execute
 from sqla_jobs.runner.control import Control, Limits
 from tests.runner.harness import LEASE, Base, Kit, Task, effects, ok
 
@@ -172,7 +172,7 @@ def test_arguments_are_found_while_the_class_changes() -> None:
 
     class Meddler:
         @property
-        def __class__(self) -> type:
+        def __class__(self) -> type:  # type: ignore[misc]
             setattr(Changing, f"late_{len(vars(Changing))}", None)
             return Meddler
 
@@ -188,7 +188,7 @@ def test_failure_before_the_handler_is_one_of_the_attempt(
     """Whatever goes wrong on the way to a handler, the job and its slot are free."""
     Base.metadata.create_all(engine)
     kit = Kit(dsn, engine, shell)
-    real, failures = execute.decode_payload, [RuntimeError("surprise")]
+    real, failures = decode_payload, [RuntimeError("surprise")]
 
     def decode(job: Any) -> Any:
         if failures:
@@ -198,7 +198,7 @@ def test_failure_before_the_handler_is_one_of_the_attempt(
     async def run(job: Any, ctx: Any) -> None:
         effects(ctx.session, job, f"attempt {ctx.attempt}")
 
-    monkeypatch.setattr(execute, "decode_payload", decode)
+    monkeypatch.setattr("sqla_jobs.runner.execute.decode_payload", decode)
     kit.handle(run)
     (job,) = kit.add()
     try:
