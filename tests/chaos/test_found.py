@@ -171,8 +171,8 @@ def test_arguments_are_found_while_the_class_changes() -> None:
         first: Any = Arg(default=1)
 
     class Meddler:
-        @property
-        def __class__(self) -> type:  # type: ignore[misc]
+        @property  # type: ignore[misc]
+        def __class__(self) -> type:
             setattr(Changing, f"late_{len(vars(Changing))}", None)
             return Meddler
 
