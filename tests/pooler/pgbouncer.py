@@ -69,11 +69,7 @@ class PgBouncer:
         self.folder.mkdir(0o755)
         identity.own(self.folder)
         self._write(size)
-        self._start: dict[str, Any] = {
-            "user": identity.user,
-            "group": identity.group,
-            "extra_groups": None if identity.user is None else [],
-        }
+        self._identity = identity
         self._process = self._launch()
 
     @property
@@ -132,7 +128,9 @@ class PgBouncer:
             stderr=subprocess.DEVNULL,
             cwd=self.folder,
             start_new_session=True,
-            **self._start,
+            user=self._identity.user,
+            group=self._identity.group,
+            extra_groups=None if self._identity.user is None else [],
         )
         until = time.monotonic() + PATIENCE
         while not socket.exists():

@@ -87,7 +87,7 @@ def test_runner_is_refused_or_changed_as_a_whole(
     assert runner._direct is None
     with pytest.raises(JobValueError, match="cannot listen"):
         runner.configure(listen_url=bad, poll=timedelta(seconds=7))
-    assert runner._direct is runner.options.listen_url is None
+    assert [runner._direct, runner.options.listen_url] == [None, None]
     assert runner.options.poll != timedelta(seconds=7)
     runner.configure(listen_url=dsn)
     assert runner._direct.url == make_url(dsn)
