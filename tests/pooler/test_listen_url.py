@@ -84,7 +84,7 @@ def test_runner_is_refused_or_changed_as_a_whole(
         kit.make(listen_url=bad)
 
     runner: Any = kit.make()
-    assert runner._direct is None
+    assert kit.make()._direct is None
     with pytest.raises(JobValueError, match="cannot listen"):
         runner.configure(listen_url=bad, poll=timedelta(seconds=7))
     assert [runner._direct, runner.options.listen_url] == [None, None]
