@@ -24,7 +24,7 @@ from sqla_jobs._store.sweep import MAX_CRASHES
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.base import FORCED_SECONDS, RunnerBase
 from sqla_jobs.runner.batch import AsyncBatches, SyncBatches, units
-from sqla_jobs.runner.control import Control, Outage
+from sqla_jobs.runner.control import Control, Outage, timed
 from sqla_jobs.runner.execute import (
     Around,
     AsyncExecution,
@@ -379,8 +379,8 @@ class AsyncRunner(RunnerBase):
             self._chores_done(await self._control.run(self._chores_work))
 
     async def _claim(self, step: Claim) -> list[Attempt]:
-        sent = time.monotonic()
-        jobs = await self._control.run(partial(self._claim_work, step=step))
+        work = timed(partial(self._claim_work, step=step))
+        sent, jobs = await self._control.run(work)
         self._outage.worked()
         return self._claimed(step, jobs, sent)
 
@@ -427,6 +427,7 @@ class AsyncRunner(RunnerBase):
 
     def _deliver_interrupt(self, attempt: Attempt) -> None:
         """Cancel the handler's task; called from any thread."""
+        super()._deliver_interrupt(attempt)
         loop = self._loop
         if loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self._cancel, attempt)

@@ -224,10 +224,8 @@ class RunnerBase(Upkeep):
             return found, engine
         log.info(
             "%s: no wake-ups through the driver %s, polling every %g s",
-            self.name,
-            engine.dialect.driver,
-            self.options.poll.total_seconds(),
-        )
+            self.name, engine.dialect.driver, self.options.poll.total_seconds(),
+        )  # fmt: skip
         return None
 
     def _start_watch(self, engine: Engine) -> None:
@@ -465,7 +463,9 @@ class RunnerBase(Upkeep):
         self._deliver_interrupt(attempt)
 
     def _deliver_interrupt(self, attempt: Attempt) -> None:
-        """Make the handler notice; a thread cannot be made to."""
+        """Make the handler notice; a thread does so where it uses the database."""
+        if attempt.interruption is Interruption.LOST:
+            attempt.hang_up()
 
     def _on_wake(self) -> None:
         self._memory.woke()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -29,6 +28,7 @@ from sqla_jobs.runner.batch_context import (
     read_answer,
 )
 from sqla_jobs.runner.context import bind_arguments, checked_length
+from sqla_jobs.runner.control import timed
 from sqla_jobs.runner.execute import (
     AsyncExecution,
     SyncExecution,
@@ -315,8 +315,8 @@ class SyncBatches:
 
     def _renew(self, batch: Batch, for_: timedelta | None) -> None:
         for work in batch.renewals(for_):
-            sent = time.monotonic()
-            batch.renewed(self.control.run(work), sent, for_)
+            sent, answer = self.control.run(timed(work))
+            batch.renewed(answer, sent, for_)
 
     def _failed(self, batch: Batch, exc: BaseException, done: Done) -> list[Attempt]:
         if batch.session is not None:
@@ -407,8 +407,8 @@ class AsyncBatches:
 
     async def _renew(self, batch: Batch, for_: timedelta | None) -> None:
         for work in batch.renewals(for_):
-            sent = time.monotonic()
-            batch.renewed(await self.control.run(work), sent, for_)
+            sent, answer = await self.control.run(timed(work))
+            batch.renewed(answer, sent, for_)
 
     async def _failed(
         self,

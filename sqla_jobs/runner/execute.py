@@ -33,7 +33,7 @@ from sqla_jobs.models import decode_payload
 from sqla_jobs.runner.attempt import Attempt, Interruption, TaskCancelled
 from sqla_jobs.runner.batch_context import arun_alone, run_alone
 from sqla_jobs.runner.context import AsyncContext, Context, bind_arguments
-from sqla_jobs.runner.control import Control, Outage
+from sqla_jobs.runner.control import Control, Outage, timed
 from sqla_jobs.runner.guard import Guard
 from sqla_jobs.runner.permits import agive_back, give_back, refuse_async, verdict
 from sqla_jobs.runner.sessions import needs_session
@@ -245,8 +245,8 @@ class SyncExecution:
         return settlement
 
     def _renew(self, attempt: Attempt, length: timedelta) -> bool:
-        sent = time.monotonic()
-        held = self.control.run(partial(_renew, attempt=attempt, length=length))
+        work = timed(partial(_renew, attempt=attempt, length=length))
+        sent, held = self.control.run(work)
         if held:
             attempt.renewed(sent, length)
         return held
@@ -378,8 +378,8 @@ class AsyncExecution:
         return settlement
 
     async def _renew(self, attempt: Attempt, length: timedelta) -> bool:
-        sent = time.monotonic()
-        held = await self.control.run(partial(_renew, attempt=attempt, length=length))
+        work = timed(partial(_renew, attempt=attempt, length=length))
+        sent, held = await self.control.run(work)
         if held:
             attempt.renewed(sent, length)
         return held

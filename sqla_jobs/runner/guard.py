@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, event, inspect
 from sqlalchemy.orm import Session
 
-from sqla_jobs._dialects import dialect_of
+from sqla_jobs._dialects import dialect_of, sockets
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables
 
@@ -28,6 +28,7 @@ class Guard:
     commits = True  # what the fence precedes is a real COMMIT
     one_commit = False  # only the runner may commit, with the outcomes
     refused_commit: JobValueError | None = None  # once tried where it may not
+    _open: tuple[Connection | None, Any] = (None, None)  # of the last transaction
 
     def within(self, held_until: float) -> timedelta | None:
         """
@@ -84,6 +85,7 @@ class Guard:
         self.check_open()
         self.began, self.begun_at = True, time.monotonic()
         dbapi = connection.connection.dbapi_connection
+        self._open = connection, connection.connection.driver_connection
         if connection.dialect.detect_autocommit_setting(dbapi):  # type: ignore[arg-type]
             raise JobValueError(
                 "a handler's session may not be in AUTOCOMMIT mode: its writes could"
@@ -104,6 +106,19 @@ class Guard:
             AttemptInterrupted: If a lease is lost.
         """
         raise NotImplementedError
+
+    def hang_up(self) -> None:
+        """
+        End the connection of an open transaction, which can no longer commit.
+
+        Called from another thread: a statement to a server that vanished would be
+        waited for as long as the system likes, and the slot with it.
+        """
+        connection, raw = self._open
+        if connection is None or not self.commits:  # somebody else's goes on
+            return
+        if not (connection.closed or connection.invalidated):
+            sockets.hang_up(raw)
 
     def on_commit(self, connection: Connection) -> None:
         """
@@ -146,5 +161,8 @@ class Guard:
         if connection.invalidated:
             return
         dbapi = connection.connection.dbapi_connection
-        if dbapi is not None:
-            dbapi.rollback()
+        try:
+            if dbapi is not None:
+                dbapi.rollback()
+        except Exception as exc:  # noqa: BLE001 - it broke, or `hang_up` was faster
+            connection.invalidate(exc)

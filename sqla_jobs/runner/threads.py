@@ -25,7 +25,7 @@ from sqla_jobs.handlers import Handler
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.base import FORCED_SECONDS, RunnerBase
 from sqla_jobs.runner.batch import SyncBatches, units
-from sqla_jobs.runner.control import Control, Outage
+from sqla_jobs.runner.control import Control, Outage, timed
 from sqla_jobs.runner.execute import Around, OnError, Surroundings, SyncExecution
 from sqla_jobs.runner.options import warn_small_pool
 from sqla_jobs.runner.outbox import Outgoing
@@ -351,8 +351,8 @@ class Runner(RunnerBase):
             self._chores_done(self._control.run(self._chores_work))
 
     def _claim(self, step: Claim) -> list[Attempt]:
-        sent = time.monotonic()
-        jobs = self._control.run(partial(self._claim_work, step=step))
+        work = timed(partial(self._claim_work, step=step))
+        sent, jobs = self._control.run(work)
         self._outage.worked()
         return self._claimed(step, jobs, sent)
 

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from sqla_jobs._store.lease import Renewed, renew_many
 from sqla_jobs.models import JobTables
 from sqla_jobs.runner.attempt import Attempt, Interruption
-from sqla_jobs.runner.control import Control, Limits, Outage
+from sqla_jobs.runner.control import Control, Limits, Outage, timed
 from sqla_jobs.runner.execute import log_fields
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ PROGRESS_SECONDS = 1.0
 BLOCKED_SECONDS = 5.0  # until a blocked event loop is reported
 Attempts = Callable[[], Sequence[Attempt]]
 Interrupt = Callable[[Attempt, Interruption], None]
+Renewing = Callable[[Session], tuple[float, Renewed]]
 
 
 class Heartbeat(threading.Thread):
@@ -88,18 +89,18 @@ class Heartbeat(threading.Thread):
                 await self._anote(group, control, work)
         await control.close()
 
-    def due(self) -> list[tuple[Callable[[Session], Renewed], list[Attempt]]]:
+    def due(self) -> list[tuple[Renewing, list[Attempt]]]:
         """Return the renewals to send now: one statement per length of lease."""
         now = time.monotonic()
         due = [a for a in self.attempts() if self._is_due(a, now)]
         due.sort(key=lambda attempt: attempt.lease)
-        out: list[tuple[Callable[[Session], Renewed], list[Attempt]]] = []
+        out: list[tuple[Renewing, list[Attempt]]] = []
         for lease, found in groupby(due, key=lambda attempt: attempt.lease):
             group = list(found)
             pairs = [(a.job_id, a.token) for a in group]
             progress = [a.unsaved_progress for a in group]
             work = partial(_renewing, self.tables, pairs, progress, lease)
-            out.append((work, group))
+            out.append((timed(work), group))
             for attempt, sent in zip(group, progress, strict=True):
                 attempt.progress_sent = sent
         return out
@@ -113,24 +114,21 @@ class Heartbeat(threading.Thread):
             return True
         return age >= attempt.lease.total_seconds() * RENEW_AT
 
-    def _note(self, group: list[Attempt], send: Callable[[], Renewed]) -> None:
-        sent = time.monotonic()
+    def _note(
+        self, group: list[Attempt], send: Callable[[], tuple[float, Renewed]]
+    ) -> None:
         try:
-            renewed = send()
+            sent, renewed = send()
         except Exception as exc:  # noqa: BLE001 - the self-fence ends what is not renewed
             self.outage.failed(exc)
         else:
             self._renewed(group, renewed, sent)
 
     async def _anote(
-        self,
-        group: list[Attempt],
-        control: AsyncControl,
-        work: Callable[[Session], Renewed],
+        self, group: list[Attempt], control: AsyncControl, work: Renewing
     ) -> None:
-        sent = time.monotonic()
         try:
-            renewed = await control.run(work)
+            sent, renewed = await control.run(work)
         except Exception as exc:  # noqa: BLE001 - the self-fence ends what is not renewed
             self.outage.failed(exc)
         else:

@@ -43,10 +43,15 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections, and take no new ones."""
         self._listening.close()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close all connections."""
         for one in self._sockets:
             _close(one)
+        self._sockets.clear()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
