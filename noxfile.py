@@ -150,6 +150,16 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+@nox.parametrize("system", ["sqla_jobs", "procrastinate", "pgqueuer"])
+def peers(session: nox.Session, system: str) -> None:
+    """Run errands on this and other systems under the same faults, for comparison."""
+    own = [system] if system != "sqla_jobs" else []
+    session.install("-e", ".[demo]", "asyncpg", *own)
+    command = ("python", "-m", "tests.chaos.peers", "--system", system)
+    session.run(*command, *session.posargs)
+
+
+@nox.session
 def failover(session: nox.Session) -> None:
     """Run the bank while primaries are killed; -- --report FOLDER keeps the times."""
     drivers = [one for one in group("companions") if "pg" in one.partition(">")[0]]

@@ -25,10 +25,11 @@ from sqla_jobs._store.retention import apply_retention
 from sqla_jobs.models import job_tables
 from tests.model.holders import Holders, picks
 from tests.model.oracle import FINAL, Row
+from tests.model.senders import new_jobs
 from tests.model.shapes import HOUR, KEYS, QUEUES, SECOND, ZERO, Effect, Job
 
 TABLES = job_tables(Job)
-ATTEMPTS, ARCHIVE = TABLES.attempts, Job.Archived.__table__
+ATTEMPTS, ARCHIVE = TABLES.attempts, TABLES.archive
 some = st.lists(picks, min_size=1, max_size=3)
 NOT_RUNNING = ("available", "discarded", "held", "retryable", "scheduled")
 SETTINGS: dict[str, Any] = {
@@ -125,11 +126,32 @@ class Machine(Holders):
 
     # What owners and operators do
 
-    @rule(picked=some, verb=st.sampled_from(["confirm", "confirm", "extend", "abort"]))
-    def held(self, picked: list[int], verb: str) -> None:
+    @rule(
+        asked=new_jobs,
+        ordered=st.booleans(),
+        wait=st.sampled_from([None, 0, 5, 6]),
+        verb=st.sampled_from(["confirm", "extend", "abort", "expire"]),
+    )
+    def hold(
+        self, asked: dict[str, Any], wait: int | None, verb: str, *, ordered: bool
+    ) -> None:
+        """Add a job that waits to be confirmed, and perhaps end that soon."""
+        asked |= {"ordered": ordered, "hold_for": 5 * SECOND}
+        ids = self.add_all([asked])
+        if wait is not None:
+            self.let_pass(wait)
+            self._end_hold(ids, verb)
+
+    @rule(picked=some, verb=st.sampled_from(["confirm", "extend", "abort", "expire"]))
+    def end_hold(self, picked: list[int], verb: str) -> None:
         """Confirm, extend or abort holds: all of them or none."""
-        ids = self.choose(picked, lambda row: row.state == "held")
+        self._end_hold(self.choose(picked, lambda row: row.state == "held"), verb)
+
+    def _end_hold(self, ids: list[int], verb: str) -> None:
         note(f"{verb}_hold({ids})")
+        if verb == "expire":
+            self._expire()
+            return
         rows = self.oracle.held(ids, self.now, verb)
         with self.transaction() as session:
             if rows is None:

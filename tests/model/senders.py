@@ -23,7 +23,6 @@ from tests.model.shapes import (
     KINDS,
     OWN_LEASE,
     QUEUES,
-    SECOND,
     WAITS,
     Job,
 )
@@ -68,12 +67,12 @@ class Senders(Transactions):
     def start(self, asked: list[dict[str, Any]]) -> None:
         """Begin with some jobs."""
         self.empty()
-        self._add_all(asked)
+        self.add_all(asked)
 
     @rule(asked=st.lists(new_jobs, min_size=1, max_size=4))
     def add(self, asked: list[dict[str, Any]]) -> None:
         """Add jobs in one flush."""
-        self._add_all(asked)
+        self.add_all(asked)
 
     @rule(
         kind=st.sampled_from(sorted(KINDS)),
@@ -88,21 +87,11 @@ class Senders(Transactions):
         ]
         if delay is not None:
             asked[0]["delay"] = delay
-        ids = self._add_all(asked)
+        ids = self.add_all(asked)
         assert ids == sorted(ids), "ids are not in send order"
 
-    @rule(
-        asked=new_jobs,
-        ordered=st.booleans(),
-        hold_for=st.sampled_from([5 * SECOND, HOUR]),
-    )
-    def hold(
-        self, asked: dict[str, Any], *, ordered: bool, hold_for: timedelta
-    ) -> None:
-        """Add a job that waits to be confirmed."""
-        self._add_all([asked | {"ordered": ordered, "hold_for": hold_for}])
-
-    def _add_all(self, asked: list[dict[str, Any]]) -> list[int]:
+    def add_all(self, asked: list[dict[str, Any]]) -> list[int]:
+        """Add jobs in one flush; return their ids."""
         with self.transaction() as session:
             made = [self._made(one) for one in asked]
             session.add_all(made)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine
 
 from tests.model.machine import Machine
-from tests.model.shapes import Base
 
 EXAMPLES = int(os.environ.get("SQLA_JOBS_MODEL_EXAMPLES", "50"))
 """How many random runs; before a release some thousands."""
@@ -30,16 +28,6 @@ SETTINGS = settings(
     phases=[Phase.generate, *([Phase.shrink] if SHRINK else [])],
     suppress_health_check=list(HealthCheck),
 )
-
-
-@pytest.fixture
-def model_engine(dsn: str) -> Iterator[Engine]:
-    """Yield an engine with the model's tables."""
-    engine = create_engine(dsn, pool_size=1, max_overflow=0)
-    Base.metadata.create_all(engine)
-    yield engine
-    Base.metadata.drop_all(engine)
-    engine.dispose()
 
 
 @pytest.mark.slow

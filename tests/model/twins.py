@@ -38,13 +38,10 @@ TWINS = {
         ),
         "            is_running(job.state),\n        )\n        .values(",
     ),
-    "a renewal needs no token": (
+    "a renewal does not tell what is lost": (
         "lease.py",
-        (
-            "            job.lease_token == given.c.token,\n"
-            "            is_running(job.state),\n        )\n        .order_by(job.id)"
-        ),
-        "            is_running(job.state),\n        )\n        .order_by(job.id)",
+        "        lost=missing - kept,\n",
+        "        lost=frozenset(),\n",
     ),
     "a lost lease keeps the transaction": (
         "verbs.py",

@@ -75,11 +75,15 @@ class PeerScene(Scene):
         await self.system.open(self.server.dsn)
         self._installed.set()
         dice = random.Random(f"{self.seed} load")
-        number = 0
+        number, due = 0, time.monotonic()
         while not self._sending.is_set():
-            await asyncio.sleep(1 / self.rate if self.rate else 0.05)
             if not self.rate:
+                await asyncio.sleep(0.05)
+                due = time.monotonic()
                 continue
+            # By a timetable, so that a slow sender sends as much as a fast one.
+            due += 1 / self.rate
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
             number += 1
             source, target = dice.sample(range(ACCOUNTS), 2)
             seconds = LONG if dice.random() < 0.15 else dice.uniform(0.0, 0.6)
