@@ -300,7 +300,15 @@ class Attempt(Guard):
         """Return the settlement of a handler that raised *exc*."""
         if self.interruption is not None:
             return self.interrupted()
-        return replace(self._raised(exc, dialect), progress=self.unsaved_progress)
+        try:
+            settlement = self._raised(exc, dialect)
+        except BaseException as failure:  # noqa: BLE001 - code of the exception's own
+            names = type(exc).__name__, type(failure).__name__
+            told = RuntimeError(
+                "{}, which itself raised {} when looked at".format(*names)
+            )
+            settlement = settle_error(self.facts, told)
+        return replace(settlement, progress=self.unsaved_progress)
 
     def _raised(self, exc: BaseException, dialect: JobDialect) -> Settlement:
         if isinstance(exc, Outcome):
