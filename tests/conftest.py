@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine, create_engine
 
 from tests.isolation import LEVELS, excuse, isolate, skip_committed
+from tests.security.roles import AsApplication, applications, is_of_the_owner
 
 DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2")
 
@@ -23,6 +24,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption(
         "--isolation", choices=LEVELS, help="the isolation level of the application"
+    )
+    parser.addoption(
+        "--roles", action="store_true", help="jobs by roles with the least privileges"
     )
 
 
@@ -66,3 +70,21 @@ def engine(dsn: str) -> Iterator[Engine]:
     engine = create_engine(dsn)
     yield engine
     engine.dispose()
+
+
+@pytest.hookimpl(wrapper=True, specname="pytest_pyfunc_call")
+def excuse_owner(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+    """Skip what does itself, with --roles, what only the owner of the tables may."""
+    try:
+        return (yield)
+    except Exception as exc:
+        if pyfuncitem.config.getoption("roles") and is_of_the_owner(exc):
+            pytest.skip("the test itself does what only the owner may")
+        raise
+
+
+@pytest.fixture(scope="session")
+def as_application(request: pytest.FixtureRequest) -> Iterator[AsApplication]:
+    """Yield what returns the application's engine: with --roles, of least rights."""
+    with applications(least=request.config.getoption("roles")) as found:
+        yield found

@@ -8,13 +8,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, MetaData, create_engine, make_url, text
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.schema import CreateSchema, DropSchema
 
 from sqla_jobs import JobValueError
 from tests.conformance.factories import Base, Elsewhere
 from tests.drivers.portal import portal
+from tests.security.roles import AsApplication
 
 CORE = {"test_settle", "test_enqueue_many", "test_ordered_ids"}
 """The modules whose tests run on several drivers; --driver runs all of them on one."""
@@ -23,6 +24,7 @@ CORE = {"test_settle", "test_enqueue_many", "test_ordered_ids"}
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the core on the drivers that most applications use."""
     chosen = metafunc.config.getoption("driver") != "psycopg"
+    chosen = chosen or metafunc.config.getoption("roles")
     core = metafunc.definition.path.stem in CORE
     if core and not chosen and "engine_driver" in metafunc.fixturenames:
         drivers = ["psycopg", "asyncpg", "psycopg2"]
@@ -72,17 +74,31 @@ def job_engine(engine: Engine) -> Iterator[Engine]:
         connection.execute(DropSchema(schema, cascade=True))
 
 
+@pytest.fixture(scope="session")
+def metadata() -> MetaData:
+    """Return the tables of `job_engine`."""
+    return Base.metadata
+
+
 @pytest.fixture
-def session(job_engine: Engine) -> Iterator[Session]:
+def app_engine(
+    job_engine: Engine, metadata: MetaData, as_application: AsApplication
+) -> Engine:
+    """Return the application's engine; with --roles that of who owns no table."""
+    return as_application(job_engine, metadata)
+
+
+@pytest.fixture
+def session(app_engine: Engine) -> Iterator[Session]:
     """Yield a session that is rolled back: for tests that need no second one."""
-    with Session(job_engine) as session:
+    with Session(app_engine) as session:
         yield session
 
 
 @pytest.fixture
-def sessions(job_engine: Engine) -> Iterator[sessionmaker[Session]]:
+def sessions(app_engine: Engine, job_engine: Engine) -> Iterator[sessionmaker[Session]]:
     """Yield a maker of sessions that may commit; the tables are emptied afterwards."""
-    yield sessionmaker(job_engine)
+    yield sessionmaker(app_engine)
     schema = job_engine.get_execution_options()["schema_translate_map"][None]
     names = ", ".join(f"{schema}.{table.name}" for table in Base.metadata.sorted_tables)
     with job_engine.begin() as connection:

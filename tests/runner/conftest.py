@@ -27,6 +27,20 @@ def tables(engine: Engine) -> Engine:
     return engine
 
 
+@pytest.fixture(scope="session")
+def runner_dsn(
+    dsn: str, tables: Engine, request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """Yield the URL of the runners; with --roles theirs is the role of workers."""
+    if not request.config.getoption("roles"):
+        yield dsn
+        return
+    from tests.security.roles import least_privileges
+
+    with least_privileges(tables, Base.metadata) as roles:
+        yield roles.dsn("work")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test in all shells, the core of them on all drivers."""
     driver = str(metafunc.config.getoption("driver"))
@@ -47,24 +61,30 @@ def shell_of(request: pytest.FixtureRequest, shell: str) -> str:
 
 
 @pytest.fixture
-def kit(request: pytest.FixtureRequest, dsn: str, tables: Engine) -> Iterator[Kit]:
+def kit(
+    request: pytest.FixtureRequest, runner_dsn: str, tables: Engine
+) -> Iterator[Kit]:
     """Yield the application with empty tables, for each runner in turn."""
-    kit = Kit(dsn, tables, request.param)
+    kit = Kit(runner_dsn, tables, request.param)
     yield kit
     kit.close()
 
 
 @pytest.fixture
-def threads(request: pytest.FixtureRequest, dsn: str, tables: Engine) -> Iterator[Kit]:
+def threads(
+    request: pytest.FixtureRequest, runner_dsn: str, tables: Engine
+) -> Iterator[Kit]:
     """Yield the application for tests that only concern threads."""
-    kit = Kit(dsn, tables, shell_of(request, "threads"))
+    kit = Kit(runner_dsn, tables, shell_of(request, "threads"))
     yield kit
     kit.close()
 
 
 @pytest.fixture
-def aio(request: pytest.FixtureRequest, dsn: str, tables: Engine) -> Iterator[Kit]:
+def aio(
+    request: pytest.FixtureRequest, runner_dsn: str, tables: Engine
+) -> Iterator[Kit]:
     """Yield the application for tests that only concern asyncio."""
-    kit = Kit(dsn, tables, shell_of(request, "aio"))
+    kit = Kit(runner_dsn, tables, shell_of(request, "aio"))
     yield kit
     kit.close()

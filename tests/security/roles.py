@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import re
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import URL, Engine, create_engine
+from sqlalchemy import URL, Engine, MetaData, create_engine
 
+import sqla_jobs
 from sqla_jobs._dialects.pg_grants import grants
 from sqla_jobs.models import job_tables
 from sqla_jobs.models.inspect import known_roots
 
+OURS = str(Path(sqla_jobs.__file__).parent)
 ROLES = ("enqueue", "work", "admin")
 PASSWORD = "none is asked for"  # a server may ask all the same
 
@@ -104,3 +109,31 @@ def least_privileges(owner: Engine, metadata: Any) -> Iterator[Roles]:
         yield roles
     finally:
         roles.drop()
+
+
+AsApplication = Callable[[Engine, MetaData], Engine]
+"""Returns the engine of an application on the tables of an owner's engine."""
+
+
+@contextmanager
+def applications(*, least: bool) -> Iterator[AsApplication]:
+    """Yield a function that returns the owner's engine, or one with *least* rights."""
+    with ExitStack() as stack:
+        made: dict[Engine, Engine] = {}
+
+        def as_application(owner: Engine, metadata: MetaData) -> Engine:
+            if not least:
+                return owner
+            if owner not in made:
+                roles = stack.enter_context(least_privileges(owner, metadata))
+                made[owner] = roles.engine("all")
+            return made[owner]
+
+        yield as_application
+
+
+def is_of_the_owner(exc: BaseException) -> bool:
+    """Return whether a test's own SQL, not the library's, needs the tables' owner."""
+    refused = re.search("permission denied for|must be owner of", str(exc))
+    frames = traceback.extract_tb(exc.__traceback__)
+    return bool(refused) and not any(one.filename.startswith(OURS) for one in frames)

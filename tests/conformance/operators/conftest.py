@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, MetaData, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from tests.conformance.enqueue_kit import in_schema, schema_for
@@ -19,10 +19,16 @@ def job_engine(engine: Engine) -> Iterator[Engine]:
         yield in_schema(engine, name)
 
 
+@pytest.fixture(scope="session")
+def metadata() -> MetaData:
+    """Return the tables of `job_engine`."""
+    return Base.metadata
+
+
 @pytest.fixture
-def sessions(job_engine: Engine) -> Iterator[sessionmaker[Session]]:
+def sessions(app_engine: Engine, job_engine: Engine) -> Iterator[sessionmaker[Session]]:
     """Yield a maker of sessions that may commit; the tables are emptied afterwards."""
-    yield sessionmaker(job_engine)
+    yield sessionmaker(app_engine)
     schema = job_engine.get_execution_options()["schema_translate_map"][None]
     names = ", ".join(f"{schema}.{table.name}" for table in Base.metadata.sorted_tables)
     with job_engine.begin() as connection:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sess
 from sqla_jobs import Arg, JobMixin, arg
 from sqla_jobs.http import create_app
 from tests.integration.http.kit import Client, serving
+from tests.security.roles import AsApplication
 
 TOKENS = {
     "enqueue-secret": {"enqueue"},
@@ -50,10 +51,12 @@ class Send(Job, kind="send", queue="mail", max_attempts=3, aliases=["old_send"])
 
 
 @pytest.fixture(scope="session")
-def maker(engine: Engine) -> Iterator[sessionmaker[Session]]:
+def maker(
+    engine: Engine, as_application: AsApplication
+) -> Iterator[sessionmaker[Session]]:
     """Yield the application's sessionmaker; its tables are made."""
     Base.metadata.create_all(engine)
-    yield sessionmaker(engine)
+    yield sessionmaker(as_application(engine, Base.metadata))
     Base.metadata.drop_all(engine)
 
 
