@@ -226,7 +226,7 @@ def _find_live(
     session: Session, tables: JobTables, groups: Sequence[Group]
 ) -> dict[str, Live]:
     """Return who has, or had, the keys of *groups*, after waiting ones made room."""
-    params = {"keys": [group.key for group in groups]}
+    params: dict[str, Any] = {"keys": [group.key for group in groups]}
     replacing = [group.key for group in groups if group.replaces]
     if replacing and all(group.clash is None for group in groups):
         refusing = [g.key for g in groups if g.refusing is not None]
