@@ -23,7 +23,7 @@ from sqla_jobs._dialects import JobDialect
 from sqla_jobs.errors import SqlaJobsError
 from tests.conformance.factories import Base
 
-GLANCE = 0.002  # seconds a step has before the server is asked whether it waits
+GLANCE = 0.005  # seconds a step has before the server is asked whether it waits
 PATIENCE = 30.0  # seconds until a step that neither ends nor waits is a failure
 MOST_ACTORS = 4
 
@@ -238,19 +238,21 @@ class Conductor:
         """
         until = monotonic() + PATIENCE
         least = len(waiting) if fresh else len(waiting) - 1
-        glance = GLANCE
+        looked = False
         while monotonic() < until:
             while waiting:
+                # Whoever waited before has to be asked after now.
+                hurry = not looked and fresh not in waiting
                 try:
-                    done = self.answers.get(timeout=glance if fresh in waiting else 0)
+                    done = self.answers.get(timeout=0 if hurry else GLANCE)
                 except Empty:
                     break
                 waiting.remove(done)
-            glance = 0 if fresh not in waiting else GLANCE
             settled = len(waiting) <= least
             settled = settled and all(self._is_blocked(one, pids) for one in waiting)
             if settled and self.answers.empty():
                 return
+            looked = True
         raise AssertionError(f"a step hangs: {[one.name_ for one in waiting]}")
 
     def _is_blocked(self, actor: Actor, pids: Sequence[int]) -> bool:

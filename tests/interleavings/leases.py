@@ -279,7 +279,6 @@ LEASES: dict[str, Scenario] = {
     ),
     "holder, heir and cancel": scenario(
         {"holder": holder, "heir": heir, "cancel": canceller},
-        by_state=BY_STATE,
         unlocked_cancel=without_locks(operate, "_cancelling_by"),
     ),
     "two contenders and cancel": scenario(

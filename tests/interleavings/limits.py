@@ -86,7 +86,7 @@ def a_queue(session: Session, scene: Scene, *, settings: Any, channels: str) -> 
     made = [make_job(session, queue=QUEUE, channel=name) for name in channels]
     scene.facts["channels"] = dict(zip(made, channels, strict=True))
     scene.facts["settings"] = settings
-    scene.verbs.set_queue(session, Job, QUEUE, **settings)
+    scene.verbs.set_queue(session, Job, QUEUE, must_exist=False, **settings)
 
 
 def scenario(
