@@ -116,7 +116,7 @@ class SkewedRoute(_Route):
         self._file = scene.server.folder / "clock"
         self.set("+0")
         # The library and not its command, whose child SIGKILL would leave alone.
-        self.environment = {
+        self.environment: Mapping[str, str] = {
             "LD_PRELOAD": str(faketime()),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "FAKETIME_CACHE_DURATION": "1",
