@@ -46,7 +46,7 @@ class NamespaceRoute(_Route):
         """Build the namespace and the proxy."""
         remove_stale()
         self.namespace = Namespace()
-        self.prefix = self.namespace.prefix
+        self.prefix: Sequence[str] = self.namespace.prefix
         # The server listens on a unix socket only.
         self._proxy = Proxy(scene.server.dsn, host=self.namespace.host)
         self.dsn = self._proxy.dsn
