@@ -55,7 +55,9 @@ def pooled_dsn(mode: str, dsn: str) -> Iterator[str]:
 
 
 def skip_direct(item: pytest.Item) -> None:
-    """Skip a test whose premise is a connection that is its own."""
-    mark = item.get_closest_marker("direct")
-    if mark is not None and item.config.getoption("pooler"):
+    """Skip a test whose premise is a connection that is its own, or a wake-up."""
+    mode = item.config.getoption("pooler")
+    if (mark := item.get_closest_marker("direct")) is not None:
         pytest.skip(f"--pooler: {mark.args[0]}")
+    if mode == "poll" and item.get_closest_marker("wakes") is not None:
+        pytest.skip(f"--pooler={mode}: no commit wakes anybody")

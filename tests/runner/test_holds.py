@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
+
 from sqla_jobs import abort_hold, confirm_hold
 from tests.runner.harness import Kit, Task
 
@@ -23,6 +25,7 @@ def note_runs(kit: Kit) -> list[int]:
     return ran
 
 
+@pytest.mark.wakes
 def test_confirmed_job_runs_at_once(kit: Kit) -> None:
     """The commit of the confirmation wakes the runner; nothing ran before."""
     ran = note_runs(kit)
@@ -49,6 +52,7 @@ def test_expired_hold_is_cancelled_when_it_is_over(kit: Kit) -> None:
     assert ran == []
 
 
+@pytest.mark.wakes
 def test_next_of_an_ordered_channel_runs_when_the_hold_ends(kit: Kit) -> None:
     """A held job has its place; confirmed, expired or aborted, it lets others go."""
     ran = note_runs(kit)

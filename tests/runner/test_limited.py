@@ -100,6 +100,7 @@ def test_channels_run_beside_each_other(kit: Kit) -> None:
     until_done(kit, 5)
 
 
+@pytest.mark.wakes
 def test_saturated_queue_stalls_no_other(kit: Kit) -> None:
     """With a queue at its limit others go on; a slot that frees is used at once."""
     release, ran = threading.Event(), list[str]()

@@ -51,6 +51,7 @@ RAW = (
 )
 
 
+@pytest.mark.wakes
 def test_notify_wakes_a_runner_long_before_its_poll(kit: Kit) -> None:
     """With LISTEN a job starts at once though the poll is an hour away."""
     done = threading.Event()
