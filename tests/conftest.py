@@ -73,7 +73,7 @@ def engine(dsn: str) -> Iterator[Engine]:
 
 
 @pytest.hookimpl(wrapper=True, specname="pytest_pyfunc_call")
-def excuse_owner(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+def pytest_excuse_owner(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     """Skip what does itself, with --roles, what only the owner of the tables may."""
     try:
         return (yield)
