@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -285,7 +286,7 @@ def cases(acts: dict[str, dict[str, Act]]) -> list[Any]:
     return [
         pytest.param(role, act, id=f"{role}-{name}")
         for role, named in acts.items()
-        for name, act in named.items()
+        for name, act in sorted(named.items(), key=itemgetter(0))
     ]
 
 
