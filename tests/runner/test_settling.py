@@ -69,6 +69,7 @@ def test_outcomes_without_a_session_are_written_in_batches(kit: Kit, how: str) -
     assert [s for s in used if "jobs" in s] == []
 
 
+@pytest.mark.read_committed("there is one statement more")
 def test_job_with_one_write_costs_two_statements(kit: Kit) -> None:
     """The write and the outcome: no SELECT, no savepoint, one transaction."""
     used: list[str] = []
@@ -193,6 +194,7 @@ def test_effects_of_a_database_that_goes_away_happen_once(
     assert kit.notes() == ["attempt 2"]
 
 
+@pytest.mark.direct("its creator connects without what poolers need")
 def test_runner_waits_for_a_database_that_is_not_there_yet(
     kit: Kit, caplog: pytest.LogCaptureFixture
 ) -> None:
