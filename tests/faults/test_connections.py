@@ -41,6 +41,10 @@ def engine_on(dsn: str, driver: str, **options: Any) -> Iterator[Engine]:
     if driver == "pg8000":
         pytest.importorskip("pg8000")
     url = make_url(dsn).set(drivername=f"postgresql+{driver}")
+    folder = str(url.host or url.query.get("host"))
+    if driver == "pg8000" and folder.startswith("/"):
+        options["connect_args"] = {"unix_sock": f"{folder}/.s.PGSQL.5432"}
+        url = url.set(query={})
     with ExitStack() as stack:
         if url.get_dialect().is_async:
             stack.enter_context(portal())
