@@ -380,6 +380,7 @@ def work_off(
 
 
 @pytest.mark.slow
+@pytest.mark.read_committed("nobody tries again after a conflict")
 def test_eight_claimers_keep_each_channel_in_order(
     sessions: sessionmaker[Session], elsewhere: Elsewhere
 ) -> None:

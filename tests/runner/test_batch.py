@@ -192,6 +192,7 @@ def test_bad_job_does_not_sink_its_batch(
     assert "a batch of 5 jobs (task) failed, they run one by one" in caplog.text
 
 
+@pytest.mark.read_committed("its transaction locks the job elsewhere")
 def test_job_that_was_taken_over_takes_no_other_with_it(kit: Kit) -> None:
     """The fence checks all tokens in the commit: a lost one rolls the batch back."""
     stolen: list[int] = []
@@ -307,6 +308,7 @@ def counting(used: list[str]) -> Callable[[Engine], None]:
     )
 
 
+@pytest.mark.read_committed("there is one statement more")
 def test_batch_of_a_hundred_costs_two_statements(kit: Kit) -> None:
     """One INSERT for the rows of all jobs, one statement for all outcomes."""
     used: list[str] = []

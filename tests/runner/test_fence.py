@@ -167,6 +167,7 @@ def test_savepoint_is_no_checkpoint(kit: Kit) -> None:
     assert (kit.states(), kit.notes()) == (["completed"], ["inside"])
 
 
+@pytest.mark.read_committed("its transaction locks the job elsewhere")
 def test_token_of_a_reloaded_job_lets_no_stale_holder_through(threads: Kit) -> None:
     """
     After a checkpoint the job's attributes are reloaded, with the new holder's token:
@@ -376,6 +377,7 @@ def test_lost_checkpoint_is_run_again_from_what_was_saved(kit: Kit) -> None:
     assert (row.attempt, kit.notes()) == (2, ["once"])
 
 
+@pytest.mark.read_committed("conflicts are not counted elsewhere")
 def test_deadlock_in_the_final_commit_is_a_counted_retry(kit: Kit) -> None:
     """A serialization failure that only COMMIT reports is retried as well."""
     kit.sql(DEFERRED)
@@ -407,6 +409,7 @@ CREATE CONSTRAINT TRIGGER spoil AFTER INSERT ON effects
 """
 
 
+@pytest.mark.read_committed("its transaction locks the job elsewhere")
 def test_writes_through_bulk_statements_are_fenced(kit: Kit) -> None:
     """Core statements on the session count as its use, and commit with the outcome."""
 
@@ -424,6 +427,7 @@ def test_writes_through_bulk_statements_are_fenced(kit: Kit) -> None:
     assert (kit.notes(), kit.states()) == (["core"], ["completed", "running"])
 
 
+@pytest.mark.read_committed("its transaction locks the job elsewhere")
 def test_refused_commit_leaves_no_transaction_open(kit: Kit) -> None:
     """Whoever swallows the refusal keeps no locks, nor rows for another to commit."""
     seen: list[Any] = []

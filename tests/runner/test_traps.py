@@ -105,6 +105,7 @@ def test_a_late_verb_is_refused_after_a_takeover(threads: Kit, verb: Any) -> Non
     did(threads, complete, second)
 
 
+@pytest.mark.read_committed("nobody tries again after a conflict")
 def test_six_claimers_never_share_a_retried_job(threads: Kit) -> None:
     """A job that waited out its backoff is staged and claimed by one of them."""
     threads.add()
@@ -118,6 +119,7 @@ def test_six_claimers_never_share_a_retried_job(threads: Kit) -> None:
         threads.sql("UPDATE jobs SET state = 'retryable', lane = 1, run_at = now()")
 
 
+@pytest.mark.read_committed("its transaction locks the job elsewhere")
 def test_a_checkpoint_a_takeover_and_a_touch_of_the_job_is_refused(kit: Kit) -> None:
     """After a commit the row reloads with the new holder's token; it is not used."""
     taken: list[Any] = []
@@ -538,6 +540,7 @@ def test_a_hold_that_is_over_cannot_be_confirmed(threads: Kit) -> None:
     assert next_head(threads).job_id == after
 
 
+@pytest.mark.read_committed("nobody tries again after a conflict")
 def test_a_confirm_that_races_the_expiry_is_never_lost(threads: Kit) -> None:
     """Either it is confirmed and runs, or it raises and is cancelled."""
 

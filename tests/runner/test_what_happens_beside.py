@@ -77,6 +77,7 @@ def test_crash_costs_every_job_an_attempt_and_three_are_poison(kit: Kit) -> None
 
 
 @pytest.mark.parametrize("code", ["40001", "40P01"])
+@pytest.mark.read_committed("conflicts are not counted elsewhere")
 def test_conflicts_are_retried_within_a_second(kit: Kit, code: str) -> None:
     """A serialization failure in a handler is a counted Retry after at most 1 s."""
 
@@ -224,6 +225,7 @@ def test_loaded_relationship_of_an_async_handler_needs_no_session(aio: Kit) -> N
     assert kit.states() == ["completed"]
 
 
+@pytest.mark.read_committed("an older snapshot is a conflict elsewhere")
 def test_orm_edit_of_a_running_job_by_somebody_else_is_stale(kit: Kit) -> None:
     """Somebody else's ORM edit may raise StaleDataError; update(Job) works."""
     (job,) = kit.add()
