@@ -96,8 +96,7 @@ class Machine(Holders):
         self._rescue(ZERO, None)
         if again:
             self.claim_all()
-        if self.oracle.claims:
-            self.come_too_late(pick)
+        self.come_too_late(pick)
 
     def _rescue(self, expired_for: timedelta, queues: list[str] | None) -> None:
         with self.transaction() as session:
