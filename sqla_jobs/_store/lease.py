@@ -255,7 +255,7 @@ def _locking(tables: JobTables, dialect: JobDialect) -> Executable:
 
 
 @built_once
-def _looking(tables: JobTables, dialect: JobDialect) -> Select[tuple[int, int]]:
+def _looking(tables: JobTables, dialect: JobDialect) -> Select[*tuple[Any, ...]]:
     given = dialect.rows("given", {"job_id": BigInteger(), "token": BigInteger()})
     job = tables.table.c
     return select(job.id, job.lease_token).where(
