@@ -35,13 +35,13 @@ FIRST = -100
 
 
 def job_columns() -> dict[str, MappedColumn[Any]]:
-    """Return new columns of the hot table, by attribute name."""
-    return {
-        "id": _column(BigInteger, Identity(), primary_key=True),
-        **_routing_columns(),
-        **_lifecycle_columns(),
-        **_value_columns(),
-    }
+    """
+    Return new columns of the hot table, by attribute name.
+
+    What changes stands together: PostgreSQL logs an update without the bytes before and
+    after the changed ones, where the page has room for the new row.
+    """
+    return {**_constant_columns(), **_changing_columns()}
 
 
 COLUMN_NAMES: frozenset[str]
@@ -61,52 +61,50 @@ def _constant(type_: Any, value: str) -> MappedColumn[Any]:
     return _column(type_, server_default=text(value))
 
 
-def _routing_columns() -> dict[str, MappedColumn[Any]]:
+def _constant_columns() -> dict[str, MappedColumn[Any]]:
+    """Return what an attempt leaves as it is."""
     return {
+        "id": _column(BigInteger, Identity(), primary_key=True),
         "kind": _column(Text),
         "queue": _constant(Text, f"'{DEFAULTS.queue}'"),
         "channel": _constant(Text, "''"),
         "priority": _constant(SmallInteger, str(DEFAULTS.priority)),
-        "lane": _constant(SmallInteger, "0"),
-        "state": _constant(Text, f"'{JobState.AVAILABLE}'"),
-        "run_at": _column(TIME, server_default=func.now()),
-    }
-
-
-def _lifecycle_columns() -> dict[str, MappedColumn[Any]]:
-    return {
-        "attempt": _constant(Integer, "0"),
+        "ordered": _constant(Boolean, "false"),
+        "unique_key": _nullable(OPTIONAL_TEXT),
+        "fingerprint": _nullable(OPTIONAL_TEXT),
+        "payload": _constant(JSON_VALUE, "'{}'"),
+        "payload_bytes": _nullable(BYTES),
+        "tags": _nullable(JSON_VALUE),
+        "meta": _nullable(JSON_VALUE),
         "max_attempts": _constant(Integer, str(DEFAULTS.max_attempts)),
         "backoff": _constant(Text, f"'{DEFAULTS.backoff.spec()}'"),
         "timeout": _nullable(DURATION),
         "lease": _nullable(DURATION),
+        "held_until": _nullable(TIME),
+        "created_at": _column(TIME, server_default=func.now()),
+    }
+
+
+def _changing_columns() -> dict[str, MappedColumn[Any]]:
+    """Return what attempts change: most of them the first."""
+    return {
+        "run_at": _column(TIME, server_default=func.now()),
+        "lane": _constant(SmallInteger, "0"),
+        "state": _constant(Text, f"'{JobState.AVAILABLE}'"),
+        "attempt": _constant(Integer, "0"),
         "snoozes": _constant(Integer, "0"),
         "crashes": _constant(Integer, "0"),
         "lease_token": _constant(BigInteger, "0"),
         "leased_until": _nullable(TIME),
         "runner_id": _nullable(UUID),
-    }
-
-
-def _value_columns() -> dict[str, MappedColumn[Any]]:
-    return {
-        "payload": _constant(JSON_VALUE, "'{}'"),
-        "payload_bytes": _nullable(BYTES),
-        "checkpoint": _nullable(JSON_VALUE),
-        "result": _nullable(JSON_VALUE),
-        "progress": _nullable(JSON_VALUE),
-        "unique_key": _nullable(OPTIONAL_TEXT),
-        "fingerprint": _nullable(OPTIONAL_TEXT),
-        "ordered": _constant(Boolean, "false"),
-        "held_until": _nullable(TIME),
-        "cancel_requested_at": _nullable(TIME),
-        "reason": _nullable(OPTIONAL_TEXT),
-        "last_error": _nullable(OPTIONAL_TEXT),
-        "tags": _nullable(JSON_VALUE),
-        "meta": _nullable(JSON_VALUE),
-        "created_at": _column(TIME, server_default=func.now()),
         "started_at": _nullable(TIME),
         "finished_at": _nullable(TIME),
+        "cancel_requested_at": _nullable(TIME),
+        "checkpoint": _nullable(JSON_VALUE),
+        "progress": _nullable(JSON_VALUE),
+        "result": _nullable(JSON_VALUE),
+        "reason": _nullable(OPTIONAL_TEXT),
+        "last_error": _nullable(OPTIONAL_TEXT),
     }
 
 
@@ -183,11 +181,12 @@ def _index(
     )
 
 
-# A job row is updated two or three times in its short life. Free room on the page keeps
-# these updates on it, and vacuum has to come by row count, not by a fifth of the table:
-# dead rows in front of the claim index are what slows a queue down.
+# A job row is updated two or three times in its short life. With half of the page free
+# these updates of all its rows find room on it: PostgreSQL then logs only the changed
+# columns, and cleans the page up itself. Vacuum has to come by row count, not by a part
+# of the table: dead rows in front of the claim index are what slows a queue down.
 STORAGE = {
-    "fillfactor": 70,
+    "fillfactor": 45,
     "autovacuum_vacuum_scale_factor": 0.01,
     "autovacuum_vacuum_threshold": 1000,
     "autovacuum_analyze_scale_factor": 0.02,

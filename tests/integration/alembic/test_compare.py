@@ -165,12 +165,12 @@ def test_parameters_of_the_application_win(connection: sa.Connection) -> None:
     """Its own stay, and changing them is seen."""
     Migration(connection, job_class()).upgrade()
     job = job_class(
-        postgresql_with={"fillfactor": 50, "autovacuum_enabled": "off"},
+        postgresql_with={"fillfactor": 60, "autovacuum_enabled": "off"},
     )
     up, down = Migration(connection, job).upgrade()
 
-    assert "fillfactor = 50" in up
-    assert {"fillfactor=50", "autovacuum_enabled=off"} < options_of(connection)
+    assert "fillfactor = 60" in up
+    assert {"fillfactor=60", "autovacuum_enabled=off"} < options_of(connection)
     check(connection, job)
     Migration(connection, job).run(down)
     assert options_of(connection) == OWN
@@ -263,7 +263,7 @@ def test_batch_mode_works(connection: sa.Connection) -> None:
     assert "batch_alter_table" in up
     assert options_of(connection) == OWN
     migration.run(down)
-    assert options_of(connection) == OWN - {"fillfactor=70"}
+    assert options_of(connection) == OWN - {"fillfactor=45"}
 
 
 def test_operations_run_without_a_file(connection: sa.Connection) -> None:

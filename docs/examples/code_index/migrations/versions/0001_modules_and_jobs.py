@@ -28,19 +28,9 @@ def upgrade() -> None:
         sa.Column("queue", sa.Text(), nullable=False),
         sa.Column("channel", sa.Text(), nullable=False),
         sa.Column("priority", sa.SmallInteger(), nullable=False),
-        sa.Column("lane", sa.SmallInteger(), nullable=False),
-        sa.Column("state", sa.Text(), nullable=False),
-        sa.Column("run_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("attempt", sa.Integer(), nullable=False),
-        sa.Column("max_attempts", sa.Integer(), nullable=False),
-        sa.Column("backoff", sa.Text(), nullable=False),
-        sa.Column("timeout", sa.Interval(), nullable=True),
-        sa.Column("lease", sa.Interval(), nullable=True),
-        sa.Column("snoozes", sa.Integer(), nullable=False),
-        sa.Column("crashes", sa.Integer(), nullable=False),
-        sa.Column("lease_token", sa.BigInteger(), nullable=False),
-        sa.Column("leased_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("runner_id", sa.Uuid(), nullable=True),
+        sa.Column("ordered", sa.Boolean(), nullable=False),
+        sa.Column("unique_key", sa.Text(), nullable=True),
+        sa.Column("fingerprint", sa.Text(), nullable=True),
         sa.Column(
             "payload",
             sa.JSON(none_as_null=True).with_variant(
@@ -49,34 +39,6 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column("payload_bytes", sa.LargeBinary(), nullable=True),
-        sa.Column(
-            "checkpoint",
-            sa.JSON(none_as_null=True).with_variant(
-                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
-            ),
-            nullable=True,
-        ),
-        sa.Column(
-            "result",
-            sa.JSON(none_as_null=True).with_variant(
-                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
-            ),
-            nullable=True,
-        ),
-        sa.Column(
-            "progress",
-            sa.JSON(none_as_null=True).with_variant(
-                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
-            ),
-            nullable=True,
-        ),
-        sa.Column("unique_key", sa.Text(), nullable=True),
-        sa.Column("fingerprint", sa.Text(), nullable=True),
-        sa.Column("ordered", sa.Boolean(), nullable=False),
-        sa.Column("held_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("reason", sa.Text(), nullable=True),
-        sa.Column("last_error", sa.Text(), nullable=True),
         sa.Column(
             "tags",
             sa.JSON(none_as_null=True).with_variant(
@@ -91,9 +53,47 @@ def upgrade() -> None:
             ),
             nullable=True,
         ),
+        sa.Column("max_attempts", sa.Integer(), nullable=False),
+        sa.Column("backoff", sa.Text(), nullable=False),
+        sa.Column("timeout", sa.Interval(), nullable=True),
+        sa.Column("lease", sa.Interval(), nullable=True),
+        sa.Column("held_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("run_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("lane", sa.SmallInteger(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("snoozes", sa.Integer(), nullable=False),
+        sa.Column("crashes", sa.Integer(), nullable=False),
+        sa.Column("lease_token", sa.BigInteger(), nullable=False),
+        sa.Column("leased_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("runner_id", sa.Uuid(), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "checkpoint",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column(
+            "progress",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column(
+            "result",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("last_error", sa.Text(), nullable=True),
         sa.Column(
             "own",
             sa.JSON(none_as_null=True).with_variant(
@@ -236,36 +236,10 @@ def upgrade() -> None:
             "priority", sa.SmallInteger(), server_default=sa.text("0"), nullable=False
         ),
         sa.Column(
-            "lane", sa.SmallInteger(), server_default=sa.text("0"), nullable=False
+            "ordered", sa.Boolean(), server_default=sa.text("false"), nullable=False
         ),
-        sa.Column(
-            "state", sa.Text(), server_default=sa.text("'available'"), nullable=False
-        ),
-        sa.Column(
-            "run_at",
-            sa.DateTime(timezone=True),
-            server_default=sa.text("now()"),
-            nullable=False,
-        ),
-        sa.Column("attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
-        sa.Column(
-            "max_attempts", sa.Integer(), server_default=sa.text("10"), nullable=False
-        ),
-        sa.Column(
-            "backoff",
-            sa.Text(),
-            server_default=sa.text("'exponential(1,1020,0.1)'"),
-            nullable=False,
-        ),
-        sa.Column("timeout", sa.Interval(), nullable=True),
-        sa.Column("lease", sa.Interval(), nullable=True),
-        sa.Column("snoozes", sa.Integer(), server_default=sa.text("0"), nullable=False),
-        sa.Column("crashes", sa.Integer(), server_default=sa.text("0"), nullable=False),
-        sa.Column(
-            "lease_token", sa.BigInteger(), server_default=sa.text("0"), nullable=False
-        ),
-        sa.Column("leased_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("runner_id", sa.Uuid(), nullable=True),
+        sa.Column("unique_key", sa.Text(), nullable=True),
+        sa.Column("fingerprint", sa.Text(), nullable=True),
         sa.Column(
             "payload",
             sa.JSON(none_as_null=True).with_variant(
@@ -275,36 +249,6 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column("payload_bytes", sa.LargeBinary(), nullable=True),
-        sa.Column(
-            "checkpoint",
-            sa.JSON(none_as_null=True).with_variant(
-                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
-            ),
-            nullable=True,
-        ),
-        sa.Column(
-            "result",
-            sa.JSON(none_as_null=True).with_variant(
-                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
-            ),
-            nullable=True,
-        ),
-        sa.Column(
-            "progress",
-            sa.JSON(none_as_null=True).with_variant(
-                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
-            ),
-            nullable=True,
-        ),
-        sa.Column("unique_key", sa.Text(), nullable=True),
-        sa.Column("fingerprint", sa.Text(), nullable=True),
-        sa.Column(
-            "ordered", sa.Boolean(), server_default=sa.text("false"), nullable=False
-        ),
-        sa.Column("held_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("reason", sa.Text(), nullable=True),
-        sa.Column("last_error", sa.Text(), nullable=True),
         sa.Column(
             "tags",
             sa.JSON(none_as_null=True).with_variant(
@@ -320,13 +264,69 @@ def upgrade() -> None:
             nullable=True,
         ),
         sa.Column(
+            "max_attempts", sa.Integer(), server_default=sa.text("10"), nullable=False
+        ),
+        sa.Column(
+            "backoff",
+            sa.Text(),
+            server_default=sa.text("'exponential(1,1020,0.1)'"),
+            nullable=False,
+        ),
+        sa.Column("timeout", sa.Interval(), nullable=True),
+        sa.Column("lease", sa.Interval(), nullable=True),
+        sa.Column("held_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
             "created_at",
             sa.DateTime(timezone=True),
             server_default=sa.text("now()"),
             nullable=False,
         ),
+        sa.Column(
+            "run_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column(
+            "lane", sa.SmallInteger(), server_default=sa.text("0"), nullable=False
+        ),
+        sa.Column(
+            "state", sa.Text(), server_default=sa.text("'available'"), nullable=False
+        ),
+        sa.Column("attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("snoozes", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("crashes", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column(
+            "lease_token", sa.BigInteger(), server_default=sa.text("0"), nullable=False
+        ),
+        sa.Column("leased_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("runner_id", sa.Uuid(), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column(
+            "checkpoint",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column(
+            "progress",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column(
+            "result",
+            sa.JSON(none_as_null=True).with_variant(
+                postgresql.JSONB(none_as_null=True, astext_type=sa.Text()), "postgresql"
+            ),
+            nullable=True,
+        ),
+        sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("last_error", sa.Text(), nullable=True),
         sa.Column("module_id", sa.Integer(), nullable=True),
         sa.ForeignKeyConstraint(
             ["module_id"],
@@ -446,7 +446,7 @@ def upgrade() -> None:
     )
     op.execute(
         sa.DDL(
-            "ALTER TABLE %(fullname)s SET (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_analyze_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)"
+            "ALTER TABLE %(fullname)s SET (fillfactor = 45, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_analyze_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)"
         ).against(sa.Table("jobs", sa.MetaData()))
     )
     op.create_table(
