@@ -13,6 +13,7 @@ from sqla_jobs.cli import changes, jobs, options, queues
 from sqla_jobs.cli.completion import SHELLS, complete_templates, print_script
 from sqla_jobs.cli.errors import TargetError
 from sqla_jobs.cli.grants import grants_command
+from sqla_jobs.cli.output import as_json
 from sqla_jobs.cli.serve import serve
 from sqla_jobs.cli.settings import (
     folder_of,
@@ -205,6 +206,68 @@ def completion(shell: str | None) -> None:
     ~/.bashrc: eval "$(sqla-jobs completion bash)"
     """
     print_script(command, shell)
+
+
+@command.command("bench")
+@click.option(
+    "--dsn",
+    metavar="URL",
+    required=True,
+    envvar="SQLA_JOBS_BENCH_DSN",
+    help="The database; one with a password belongs into the variable"
+    " SQLA_JOBS_BENCH_DSN.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(100, 1_000_000),
+    default=5_000,
+    show_default=True,
+    metavar="N",
+    help="Jobs per loop; a fifth of them where each is a transaction.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Measure each loop so often, after a round that does not count.",
+)
+@click.option(
+    *("-c", "--concurrency"),
+    type=click.IntRange(1, 1_000),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Jobs at once in the runners; 10 at most where they write.",
+)
+@click.option(
+    "--schema",
+    metavar="NAME",
+    default="sqla_jobs_bench",
+    show_default=True,
+    help="The schema to make and to remove.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@as_json
+def bench(**given: Any) -> None:
+    """
+    Measure jobs per second on a database, beside plain loops on the same.
+
+    It works in a schema of its own, which it makes and removes; for that the role
+    needs CREATE on the database. The ratio tells how much of the time is the
+    database's: the plain loop does what a queue cannot do without.
+
+    \b
+    Exit status:
+      0  it was measured
+      1  the schema cannot be made or removed, or the database does not answer
+      2  the command line is wrong
+    """  # noqa: D301 - click reads the control character
+    from sqla_jobs.cli.bench import BenchSettings, run_bench
+
+    run_bench(BenchSettings(**given))
 
 
 def _supervise(ctx: click.Context, settings: Any) -> None:
