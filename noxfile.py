@@ -318,6 +318,8 @@ def use_template(
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Print jobs per second beside plain psycopg loops, measured in the same run."""
-    session.install("-e", ".[demo,http,reload]", *group("tests"))
-    session.run("python", "-m", "tests.benchmarks", *session.posargs)
+    """Compare with raw loops and other job queues; see docs/how-to/benchmark.md."""
+    session.install("-e", ".[demo]", *group("bench"))
+    folder = Path(session.create_tmp(), "environments").absolute()
+    command = ("python", "-m", "tests.benchmarks", *session.posargs)
+    session.run(*command, env={"SQLA_JOBS_BENCH_ENVIRONMENTS": str(folder)})

@@ -1,154 +1,174 @@
-"""Print jobs per second beside plain loops, in alternating rounds of one run."""
+"""Compare sqla_jobs with raw loops and with other job queues, in alternating rounds."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import statistics
+import platform
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 
+import psutil
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-from sqlalchemy import text
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from sqla_jobs.testing import PostgresServer
-from tests.benchmarks.workloads import WORKLOADS, Bench, Side, Workload, timed
+from tests.benchmarks import tables
+from tests.benchmarks.environments import Environments, NotInstalled
+from tests.benchmarks.matrix import SYSTEMS, WORKLOADS, Step, chosen, steps
+from tests.benchmarks.measure import Bench
+from tests.benchmarks.programs import Failed
+from tests.benchmarks.results import Figure, Results
+from tests.benchmarks.server import CALIBRATION_ROWS, Calibration, Server, own_server
 
-
-@dataclass
-class Measured:
-    """The rates of a workload's rounds, and what a job of ours cost the server."""
-
-    workload: Workload
-    ours: list[float] = field(default_factory=list)
-    plain: list[float] = field(default_factory=list)
-    statements: float = 0.0
-    transactions: float = 0.0
-    wal_bytes: float = 0.0
-
-    def ratio(self) -> float:
-        """Return the median of the paired ratios."""
-        pairs = zip(self.ours, self.plain, strict=True)
-        return statistics.median(a / b for a, b in pairs)
+TRIES = 2
 
 
-def arguments() -> argparse.Namespace:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, default 3")
-    parser.add_argument("--scale", type=float, default=1.0, help="of rows, default 1")
-    parser.add_argument("--only", default="", help="workloads with this in their name")
-    parser.add_argument("--dsn", default=os.environ.get("SQLA_JOBS_BENCH_DSN"))
-    args = parser.parse_args()
+def words(value: str) -> list[str]:
+    """Return the words of a list with commas."""
+    return [word for word in value.split(",") if word]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    keys = ", ".join(workload.key for workload in WORKLOADS)
+    made = argparse.ArgumentParser(prog="nox -s bench --", description=__doc__)
+    add = made.add_argument
+    add("--rounds", type=int, default=7, help="default 7")
+    add("--only", type=words, default=[], help=f"beginnings of: {keys}")
+    add("--systems", type=words, default=[], help=", ".join(SYSTEMS))
+    add("--scale", type=float, default=1.0, help="of all counts, default 1")
+    add("--dsn", help="of a server to use; default: one of its own, with fsync on")
+    add("--json", type=Path, help="file that gets, and keeps, every figure")
+    kept = os.environ.get("SQLA_JOBS_BENCH_ENVIRONMENTS")
+    folder = Path(kept) if kept else Path(tempfile.gettempdir(), "sqla_jobs_bench")
+    told = "folder for the peers' environments"
+    add("--environments", type=Path, default=folder, help=told)
+    return made
+
+
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """Return the checked command line."""
+    reader = parser()
+    args = reader.parse_args(given)
+    args.systems = ["sqla_jobs" if one == "ours" else one for one in args.systems]
     if args.rounds < 1 or args.scale <= 0:
-        parser.error("--rounds must be 1 or more and --scale above zero")
+        reader.error("--rounds must be 1 or more and --scale above zero")
+    if unknown := set(args.systems) - set(SYSTEMS):
+        reader.error(f"unknown systems: {', '.join(sorted(unknown))}")
+    if not chosen(args.only, args.systems):
+        reader.error(f"nothing to measure: --only {','.join(args.only)}")
     return args
 
 
-def measure(bench: Bench, side: Side, count: int) -> tuple[float, tuple[int, int, int]]:
-    """Return rows per second, and statements, transactions and WAL bytes."""
-    bench.reset()
-    if side.prepare is not None:
-        side.prepare(bench, count)
-    before = counters(bench)
-    seconds = timed(lambda: side.run(bench, count))
-    after = counters(bench)
-    if side.drains and bench.leftovers():
-        sys.exit(f"{side.name}: {bench.leftovers()} jobs were not completed")
-    spent = tuple(b - a for a, b in zip(before, after, strict=True))
-    return count / seconds, (spent[0], spent[1], spent[2])
+def progress_bar(console: Console) -> Progress:
+    """Return a bar that says how long it will take."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    left = (TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, *left, console=console, transient=True)
 
 
-def counters(bench: Bench) -> tuple[int, int, int]:
-    """Return the server's statements, commits and WAL position."""
-    with bench.engine.connect() as connection:
-        connection.execute(text("SELECT pg_stat_force_next_flush()"))
-        row = connection.execute(
-            text(
-                "SELECT (SELECT coalesce(sum(calls), 0)::bigint FROM"
-                " pg_stat_statements), (SELECT sum(xact_commit)::bigint FROM"
-                " pg_stat_database),"
-                " (pg_current_wal_insert_lsn() - '0/0')::bigint"
-            )
-        ).one()
-        return int(row[0]), int(row[1]), int(row[2])
+def measure_all(
+    bench: Bench, todo: Sequence[Step], results: Results, progress: Progress
+) -> None:
+    """Measure figure after figure; what fails twice is left out from then on."""
+    failed: dict[str, int] = {}
+    bar = progress.add_task("", total=len(todo))
+    for step in todo:
+        progress.update(bar, description=f"round {step.round + 1}, {step.name}")
+        if failed.get(step.name, 0) < TRIES:
+            try:
+                figure = bench.measure(step)
+            except (Failed, NotInstalled, OSError, AssertionError) as error:
+                again = TRIES if isinstance(error, NotInstalled) else 1
+                failed[step.name] = failed.get(step.name, 0) + again
+                results.fail(step.workload.key, step.entry.key, str(error))
+                progress.console.print(f"[red]failed[/red] {step.name}: {error}")
+            else:
+                results.facts["systems"] = bench.facts
+                results.add(figure)
+                progress.console.print(line_of(step, figure), highlight=False)
+        progress.advance(bar)
 
 
-def run(bench: Bench, args: argparse.Namespace, progress: Progress) -> list[Measured]:
-    """Measure every workload, ours and the plain loop in turn."""
-    chosen = [w for w in WORKLOADS if args.only in w.name]
-    bar = progress.add_task("rounds", total=args.rounds * len(chosen))
-    results = [Measured(workload) for workload in chosen]
-    for _ in range(args.rounds):
-        for result in results:
-            workload = result.workload
-            progress.update(bar, description=workload.name)
-            count = max(1, int(workload.count * args.scale))
-            rate, _spent = measure(bench, workload.plain, count)
-            result.plain.append(rate)
-            rate, spent = measure(bench, workload.ours, count)
-            result.ours.append(rate)
-            result.statements, result.transactions, result.wal_bytes = (
-                number / count for number in spent
-            )
-            progress.advance(bar)
-    return results
+def line_of(step: Step, figure: Figure) -> str:
+    """Return a figure in one line."""
+    said = [f"round {step.round + 1}  {step.name}:"]
+    if figure.rate is not None:
+        said.append(f"{figure.rate:,.0f}/s, {figure.of_calibration:.3f} of CAL")
+    if figure.from_commit:
+        said += [f"{name} {ms:.2f} ms" for name, ms in figure.from_commit.items()]
+    if not figure.finished:
+        said.append("not finished in time")
+    if figure.beyond:
+        said.append(f"{figure.beyond} handler runs too many")
+    return " ".join(said)
 
 
-def show(results: list[Measured], console: Console) -> None:
-    """Print the table."""
-    table = Table(title="rows or jobs per second, medians")
-    for name in ("workload", "sqla_jobs", "beside", "ratio", "spread"):
-        table.add_column(name, justify="left" if name == "workload" else "right")
-    for name in ("stmts/job", "tx/job", "WAL B/job"):
-        table.add_column(name, justify="right")
-    for result in results:
-        workload = result.workload
-        ratios = sorted(a / b for a, b in zip(result.ours, result.plain, strict=True))
-        table.add_row(
-            workload.name,
-            f"{workload.ours.name}: {statistics.median(result.ours):,.0f}",
-            f"{workload.plain.name}: {statistics.median(result.plain):,.0f}",
-            f"{result.ratio():.2f}",
-            f"{ratios[0]:.2f}-{ratios[-1]:.2f}",
-            f"{result.statements:.3f}",
-            f"{result.transactions:.3f}",
-            f"{result.wal_bytes:,.0f}",
+def facts(server: Server) -> dict[str, object]:
+    """Return what the figures depend on."""
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "cores": psutil.cpu_count(),
+        "memory": psutil.virtual_memory().total,
+        "server": server.settings(),
+    }
+
+
+def show(results: Results, console: Console) -> None:
+    """Print the tables, and what went wrong."""
+    for sheet in tables.sheets(results):
+        console.print(tables.rich_table(sheet))
+    console.print(tables.NOTE)
+    for line in tables.failures(results):
+        console.print(f"failed: {line}", highlight=False, markup=False)
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Measure what is chosen, and print it."""
+    picked = chosen(args.only, args.systems)
+    todo = list(steps(picked, args.rounds))
+    results = Results.opened(args.json)
+    for workload, entries in picked:
+        for entry in entries:
+            results.forget(workload.key, entry.key)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = stack.enter_context(own_server(args.dsn))
+        results.facts |= facts(server)
+        bench = Bench(
+            server=server,
+            environments=Environments(args.environments),
+            calibration=Calibration(
+                server, max(100, int(CALIBRATION_ROWS * args.scale))
+            ),
+            folder=folder,
+            run=str(int(time.time())),
+            scale=args.scale,
         )
-    console.print(table)
-    console.print("ratio: sqla_jobs / the plain loop, median of the paired rounds")
+        console.print(f"{len(todo)} figures in {args.rounds} rounds")
+        progress = stack.enter_context(progress_bar(console))
+        measure_all(bench, todo, results, progress)
+    show(results, console)
 
 
 def main() -> None:
-    """Run the benchmark on a server of its own, with fsync on."""
-    args = arguments()
-    logging.getLogger("sqla_jobs").setLevel(logging.ERROR)
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    with ExitStack() as stack:
-        dsn = args.dsn
-        if dsn is None:
-            server = PostgresServer(
-                fsync="on",
-                synchronous_commit="on",
-                full_page_writes="on",
-                shared_buffers="512MB",
-                max_wal_size="4GB",
-                shared_preload_libraries="pg_stat_statements",
-            )
-            dsn = stack.enter_context(server).dsn
-        bench = Bench(dsn)
-        with bench.engine.begin() as connection:
-            connection.execute(
-                text("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-            )
-        with Progress(console=console, transient=True) as progress:
-            results = run(bench, args, progress)
-        show(results, console)
-        bench.engine.dispose()
+    """Do what the command line says."""
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    run(arguments(sys.argv[1:]), console)
 
 
 if __name__ == "__main__":

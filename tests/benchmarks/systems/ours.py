@@ -1,0 +1,285 @@
+"""sqla_jobs, in every way it has."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, insert
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import Session, sessionmaker
+
+from sqla_jobs import (
+    Arg,
+    AsyncBatchContext,
+    AsyncContext,
+    AsyncRunner,
+    BatchContext,
+    Context,
+    JobMixin,
+    Runner,
+    arg,
+    enqueue,
+    enqueue_many,
+    install,
+)
+from tests.benchmarks.systems.program import (
+    TEXT,
+    WARM_UP,
+    Counter,
+    Facts,
+    Options,
+    System,
+    main,
+)
+from tests.benchmarks.systems.rows import Base, Effect
+
+SLOTS = 500
+THREADS = 100
+WRITERS = 20  # handlers that write at once: each needs a connection
+BATCH = 500
+counter: Counter
+
+
+class Job(JobMixin, Base):
+    """The root; its subclasses take a payload of 200 bytes."""
+
+    __tablename__ = "jobs"
+
+
+class AsyncNoop(Job, kind="async_noop"):
+    """Does nothing, on the loop."""
+
+    number: Arg[int]
+    text: Arg[str] = arg(default=TEXT)
+
+    async def run(self, ctx: AsyncContext) -> None:
+        """Count."""
+        counter.hit()
+
+
+class Noop(Job, kind="noop"):
+    """Does nothing, in a thread."""
+
+    number: Arg[int]
+    text: Arg[str] = arg(default=TEXT)
+
+    def run(self, ctx: Context) -> None:
+        """Count."""
+        counter.hit_in_thread()
+
+
+class Write(Job, kind="write"):
+    """Adds one row, which commits with its completion."""
+
+    number: Arg[int]
+    text: Arg[str] = arg(default=TEXT)
+
+    def run(self, ctx: Context) -> None:
+        """Add the row."""
+        counter.hit_in_thread()
+        ctx.session.add(Effect(job=self.number))
+
+
+class AsyncWrite(Job, kind="async_write"):
+    """Adds one row, on the loop."""
+
+    number: Arg[int]
+    text: Arg[str] = arg(default=TEXT)
+
+    async def run(self, ctx: AsyncContext) -> None:
+        """Add the row."""
+        counter.hit()
+        ctx.session.add(Effect(job=self.number))
+
+
+class BatchWrite(Job, kind="batch_write", batch=BATCH):
+    """Adds the rows of many jobs, which commit with their completion."""
+
+    number: Arg[int]
+    text: Arg[str] = arg(default=TEXT)
+
+    @classmethod
+    def run_many(cls, jobs: list[BatchWrite], ctx: BatchContext) -> None:
+        """Add a row for each."""
+        counter.hit(len(jobs))
+        ctx.session.add_all([Effect(job=job.number) for job in jobs])
+
+
+class AsyncBatchWrite(Job, kind="async_batch_write", batch=BATCH):
+    """Adds the rows of many jobs, on the loop."""
+
+    number: Arg[int]
+    text: Arg[str] = arg(default=TEXT)
+
+    @classmethod
+    async def run_many(
+        cls, jobs: list[AsyncBatchWrite], ctx: AsyncBatchContext
+    ) -> None:
+        """Add a row for each."""
+        counter.hit(len(jobs))
+        ctx.session.add_all([Effect(job=job.number) for job in jobs])
+
+
+class Tell(Job, kind="tell"):
+    """Notes when it began, in a thread."""
+
+    number: Arg[int]
+    text: Arg[str] = arg(default=TEXT)
+
+    def run(self, ctx: Context) -> None:
+        """Note the time."""
+        counter.tell(self.number)
+
+
+class AsyncTell(Job, kind="async_tell"):
+    """Notes when it began, on the loop."""
+
+    number: Arg[int]
+    text: Arg[str] = arg(default=TEXT)
+
+    async def run(self, ctx: AsyncContext) -> None:
+        """Note the time."""
+        counter.tell(self.number)
+
+
+class SqlaJobs(System):
+    """The options' `how` says which runner, or which way to enqueue."""
+
+    _ADD = (
+        "INSERT INTO jobs (kind, payload, state, run_at, finished_at, attempt)"
+        " SELECT 'async_noop', '{}', "
+    )
+    facts = Facts(
+        packages=("sqla-jobs", "sqlalchemy", "psycopg", "asyncpg", "uvloop"),
+        config=(
+            f"AsyncRunner with {SLOTS} slots on uvloop and psycopg; Runner with"
+            f" {THREADS} threads; {WRITERS} handlers that write at once; batches of"
+            f" {BATCH}; jobs kept (default retention)"
+        ),
+        pending=(
+            "SELECT EXISTS (SELECT FROM jobs WHERE state = 'available' AND NOT ordered)"
+            " OR EXISTS (SELECT FROM jobs WHERE state = 'running')"
+        ),
+        stored="SELECT count(*) FROM jobs",
+        completed="SELECT count(*) FROM jobs WHERE state = 'completed'",
+        scheduled=(
+            _ADD + "'scheduled', now() + interval '10 years', NULL, 0"
+            " FROM generate_series(1, 1000000)",
+        ),
+        finished=(
+            _ADD + "'completed', now(), now(), 1 FROM generate_series(1, 1000000)",
+        ),
+    )
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(options)
+        logging.getLogger("sqla_jobs").setLevel(logging.ERROR)
+        self.asynchronous = options.how.startswith("async")
+
+    def engine(self) -> Engine:
+        """Return an engine of psycopg, with a connection per writer."""
+        url = self.options.dsn.replace("://", "+psycopg://", 1)
+        return create_engine(url, pool_size=WRITERS)
+
+    def async_engine(self) -> AsyncEngine:
+        """Return an engine of psycopg, or of asyncpg if told so."""
+        driver = "asyncpg" if self.options.how == "asyncpg" else "psycopg"
+        url = self.options.dsn.replace("://", f"+{driver}://", 1)
+        return create_async_engine(url, pool_size=WRITERS)
+
+    def setup(self) -> None:
+        """Make the tables."""
+        Base.metadata.create_all(self.engine())
+
+    def job_class(self) -> type[Any]:
+        """Return the class of the kind, for the runner that is told."""
+        sync, asynchronous = {
+            "noop": (Noop, AsyncNoop),
+            "effect": (Write, AsyncWrite),
+            "batch": (BatchWrite, AsyncBatchWrite),
+            "tell": (Tell, AsyncTell),
+        }[self.options.kind]
+        return asynchronous if self.asynchronous else sync
+
+    def fill(self) -> None:
+        """Enqueue the jobs of a drain."""
+        with Session(self.engine()) as session:
+            rows = ({"number": number} for number in self.numbers)
+            enqueue_many(session, self.job_class(), rows)
+            session.commit()
+
+    def enqueue(self) -> None:
+        """Enqueue as told."""
+        maker = sessionmaker(self.engine())
+        install(maker)
+        if self.options.how in ("many", "add_all"):
+            self.all_at_once(maker)
+            return
+        one = {"add": self.add, "enqueue": self.enqueue_one, "core": self.core}
+        send = one[self.options.how]
+        for number in range(WARM_UP):
+            send(maker, number)
+        with self.watch:
+            for number in self.numbers:
+                send(maker, number)
+
+    def all_at_once(self, maker: sessionmaker[Session]) -> None:
+        """Enqueue all in one transaction."""
+        with maker() as session:
+            session.connection()
+            with self.watch:
+                if self.options.how == "many":
+                    rows = ({"number": number, "text": TEXT} for number in self.numbers)
+                    enqueue_many(session, AsyncNoop, rows)
+                else:
+                    session.add_all(AsyncNoop(number=number) for number in self.numbers)
+                session.commit()
+
+    def add(self, maker: sessionmaker[Session], number: int) -> None:
+        """Add one job and commit."""
+        with maker() as session:
+            session.add(self.job_class()(number=number))
+            session.commit()
+
+    def enqueue_one(self, maker: sessionmaker[Session], number: int) -> None:
+        """Call `enqueue` and commit."""
+        with maker() as session:
+            enqueue(session, self.job_class()(number=number))
+            session.commit()
+
+    def core(self, maker: sessionmaker[Session], number: int) -> None:
+        """Execute an INSERT through a session, which wakes runners, and commit."""
+        payload = {"number": number, "text": TEXT}
+        with maker() as session:
+            session.execute(insert(AsyncNoop), {"payload": payload})
+            session.commit()
+
+    def work(self) -> Any:
+        """Run jobs until killed."""
+        global counter  # noqa: PLW0603 - handlers have no other way to it
+        counter = self.counter
+        slots = {"effect": WRITERS, "batch": BATCH}.get(self.options.kind)
+        if self.asynchronous:
+            return self.work_on_loop(slots or SLOTS)
+        maker = sessionmaker(self.engine())
+        Runner(maker, Job, concurrency=slots or THREADS).run()
+        return None
+
+    async def work_on_loop(self, slots: int) -> None:
+        """Run jobs in tasks."""
+        maker = async_sessionmaker(self.async_engine())
+        await AsyncRunner(maker, Job, concurrency=slots).run()
+
+    async def tell(self) -> list[tuple[float, float]]:
+        """Add and commit jobs at intervals."""
+        maker = sessionmaker(self.engine())
+        with maker() as session:  # connected, and everything compiled
+            session.add(self.job_class()(number=0))
+            session.flush()
+            session.rollback()
+        return await self.pace(lambda number: self.add(maker, number))
+
+
+if __name__ == "__main__":
+    main(SqlaJobs)
