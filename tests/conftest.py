@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine, create_engine
 
 from tests.isolation import LEVELS, excuse, isolate, skip_committed
 from tests.security.roles import AsApplication, applications, is_of_the_owner
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2")
 

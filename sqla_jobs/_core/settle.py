@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from sqla_jobs._core.backoff import DEFAULT_BACKOFF, Backoff
 from sqla_jobs._core.outcomes import Cancel, Complete, Discard, Outcome, Retry, Snooze
@@ -15,8 +16,7 @@ REASON_BYTES = 1_000
 SERIALIZATION_DELAY = timedelta(seconds=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(NamedTuple):
     """What to write for one attempt; `states.SETTLE_RULES` decides the new state."""
 
     job_id: int
@@ -56,10 +56,7 @@ def settle_outcome(
     job_id, token = facts.job_id, facts.token
     match outcome:
         case Complete(result=result):
-            text = None if result is None else dump_result(result)
-            return Settlement(
-                job_id, token, "complete", result=text, checkpoint=checkpoint
-            )
+            return settle_result(job_id, token, result, checkpoint=checkpoint)
         case Retry():
             return _later(facts, "retry", outcome, checkpoint)
         case Snooze():
@@ -72,6 +69,19 @@ def settle_outcome(
             raise JobValueError(f"{outcome!r} is not an outcome of sqla_jobs")
     reason = clean_text(str(reason), REASON_BYTES)
     return Settlement(job_id, token, action, reason=reason, checkpoint=checkpoint)
+
+
+def settle_result(
+    job_id: int, token: int, result: Any, *, checkpoint: str | None = None
+) -> Settlement:
+    """
+    Return the settlement of an attempt that completed.
+
+    Raises:
+        PayloadError: If *result* is not JSON.
+    """
+    text = None if result is None else dump_result(result)
+    return Settlement(job_id, token, "complete", result=text, checkpoint=checkpoint)
 
 
 def settle_error(facts: AttemptFacts, exc: BaseException) -> Settlement:

@@ -19,6 +19,8 @@ class JobState(StrEnum):
 
 
 S = JobState
+STATES: dict[str, JobState] = {str(state): state for state in JobState}
+"""By the stored text."""
 
 TRANSITIONS: dict[JobState, dict[JobState, str]] = {
     S.SCHEDULED: {S.AVAILABLE: "stage", S.CANCELLED: "cancel"},

@@ -123,7 +123,8 @@ def state_rule(
     if isinstance(action, str):
         rules = [rule for rule in SETTLE_RULES if rule[0] == action]
         whens = [(conditions[c], word(s)) for _, c, s in rules if c is not None]
-        return case(*whens, else_=word(rules[-1][2]))
+        last = word(rules[-1][2])
+        return case(*whens, else_=last) if whens else last
     whens = []
     for name, condition, state in SETTLE_RULES:
         if name == "rescue":

@@ -26,7 +26,7 @@ from sqla_jobs._store.features import feature_flags, read_queues
 from sqla_jobs._store.heads import claim_heads, memory_of
 from sqla_jobs._store.managed import claim_managed
 from sqla_jobs._store.pick import pick
-from sqla_jobs._store.take import Ask, claim_order, take, taking_columns
+from sqla_jobs._store.take import Ask, claim_order, entity_order, take, taking_columns
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.models.backoffs import backoff_of_queue
@@ -215,7 +215,8 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
     sources = [_plain, *_other_sources(features)]
     # None may always come first: it could take every slot, every time.
     random.shuffle(sources)
-    return sorted(_claim_from(session, tables, ask, features, sources), key=claim_order)
+    found = _claim_from(session, tables, ask, features, sources)
+    return sorted(found, key=entity_order)
 
 
 def _claim_rest(
@@ -255,11 +256,9 @@ def _plain(
 
 def load_relationships(session: Session, jobs: Sequence[Any]) -> None:
     """Load what the classes' ``load=`` names: one SELECT per class and relationship."""
-    by_class: dict[type[Any], list[int]] = {}
-    for job in jobs:
-        if type(job).__job_options__.load:
-            by_class.setdefault(type(job), []).append(job.id)
-    for cls, ids in by_class.items():
+    loading = {cls for cls in set(map(type, jobs)) if cls.__job_options__.load}
+    for cls in loading:
+        ids = [job.id for job in jobs if type(job) is cls]
         names = cls.__job_options__.load
         options = [selectinload(getattr(cls, name)) for name in names]
         stmt = select(cls).where(inspect(cls).primary_key[0].in_(ids)).options(*options)

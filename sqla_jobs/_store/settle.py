@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache, partial
 from typing import Any
 
 from sqlalchemy import (
     CTE,
     BigInteger,
+    ColumnElement,
     DateTime,
     Executable,
     Float,
@@ -28,11 +30,10 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from sqla_jobs._core.settle import Settlement
-from sqla_jobs._core.states import FINAL, JobState, Lane
+from sqla_jobs._core.states import FINAL, STATES, JobState, Lane
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import (
     Where,
-    built_once,
     execute,
     is_running,
     literal_states,
@@ -83,44 +84,49 @@ def settle(
     if not settlements:
         return {}
     # Of two outcomes of one attempt the first counts.
-    by_lease = {(row.job_id, row.token): row for row in reversed(settlements)}
-    rows = list(by_lease.values())
-    params: dict[str, Any] = {
-        name: [getattr(row, name) for row in rows] for name in _COLUMNS
-    }
-    build = _settling if wait else _settling_unlocked
-    build = build if within is None else _settling_commit
+    rows = list({(row[0], row[1]): row for row in reversed(settlements)}.values())
+    # By column: most are empty in all rows.
+    values = dict(zip(Settlement._fields, zip(*rows, strict=True), strict=True))
+    names = _names(values)
+    build = partial(_settling, names=names, skip=not wait, limited=within is not None)
+    params: dict[str, Any] = {name: list(values[name]) for name in names}
     params |= {"now": now, **commit_limit(within)}
     result = execute(session, tables, build, params)
-    return {row[0]: JobState(row[1]) for row in result}
+    return {row[0]: STATES[row[1]] for row in result}
 
 
-@built_once
-def _settling(tables: JobTables, dialect: JobDialect) -> Executable:
-    return _logging(tables, dialect, _settled(tables, dialect, skip=False))
+def _names(values: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
+    """Return the columns to send: good jobs alone need few, by a short statement."""
+    if values["action"].count("complete") < len(values["action"]):
+        return tuple(_COLUMNS)
+    given = [name for name in ("result", "checkpoint", "progress") if any(values[name])]
+    return ("job_id", "token", *given)
 
 
-@built_once
-def _settling_commit(tables: JobTables, dialect: JobDialect) -> Executable:
-    settled = _settled(tables, dialect, skip=False)
-    limit = dialect.limit_commit(bind("within", Text()))
-    return _logging(tables, dialect, settled).add_columns(limit)
-
-
-@built_once
-def _settling_unlocked(tables: JobTables, dialect: JobDialect) -> Executable:
-    return _logging(tables, dialect, _settled(tables, dialect, skip=True))
-
-
-def _logging(
-    tables: JobTables, dialect: JobDialect, update_: Update
-) -> Select[*tuple[Any, ...]]:
+@lru_cache(maxsize=256)
+def _settling(
+    tables: JobTables,
+    dialect: JobDialect,
+    *,
+    names: tuple[str, ...],
+    skip: bool,
+    limited: bool,
+) -> Executable:
+    held = _held(tables, dialect, names, skip=skip)
+    good = "action" not in names
+    update_ = (_completed if good else _settled)(tables, dialect, held)
     settled = update_.cte("settled")
-    log = _logged(tables, dialect, settled).cte("logged")
-    return select(settled.c.id, settled.c.state).add_cte(log)
+    stmt: Select[*tuple[Any, ...]] = select(settled.c.id, settled.c.state)
+    if not good:
+        stmt = stmt.add_cte(_logged(tables, dialect, settled).cte("logged"))
+    if limited:
+        stmt = stmt.add_columns(dialect.limit_commit(bind("within", Text())))
+    return stmt
 
 
-def _held(tables: JobTables, dialect: JobDialect, *, skip: bool) -> CTE:
+def _held(
+    tables: JobTables, dialect: JobDialect, names: Sequence[str], *, skip: bool
+) -> CTE:
     """
     The given outcomes of attempts that hold their job, the rows locked in id order.
 
@@ -128,14 +134,14 @@ def _held(tables: JobTables, dialect: JobDialect, *, skip: bool) -> CTE:
     The next state is worked out once, here: psycopg parses a statement of more than
     4,096 characters anew each time.
     """
-    given, job = dialect.rows("given", _COLUMNS), tables.table.c
-    state = state_rule(
-        given.c.action,
-        {
+    given = dialect.rows("given", {name: _COLUMNS[name] for name in names})
+    job, conditions = tables.table.c, dict[str, ColumnElement[bool]]()
+    if "action" in names:
+        conditions = {
             "cancel_requested": job.cancel_requested_at.is_not(null()),
             "exhausted": job.attempt >= job.max_attempts,
-        },
-    )
+        }
+    state = state_rule(given.c.get("action", "complete"), conditions)
     held = (
         select(state.label("next"), *(c for c in given.c if c.key != "token"))
         .where(
@@ -148,8 +154,31 @@ def _held(tables: JobTables, dialect: JobDialect, *, skip: bool) -> CTE:
     return dialect.lock(held, skip=skip, of=tables.table).cte("held")
 
 
-def _settled(tables: JobTables, dialect: JobDialect, *, skip: bool) -> Update:
-    job, new = tables.table.c, _held(tables, dialect, skip=skip).c
+def _completed(tables: JobTables, dialect: JobDialect, held: CTE) -> Update:
+    """Settle jobs of which all completed: what other outcomes change stays."""
+    job, new = tables.table.c, held.c
+    saved = {
+        name: func.coalesce(dialect.json(new[name]), job[name])
+        for name in ("checkpoint", "progress")
+        if name in new
+    }
+    return (
+        update(tables.table)
+        .where(job.id == new.job_id)
+        .values(
+            state=new.next,
+            leased_until=null(),
+            finished_at=dialect.now(),
+            result=dialect.json(new.result) if "result" in new else null(),
+            reason=null(),
+            **saved,
+        )
+        .returning(job.id, job.state)
+    )
+
+
+def _settled(tables: JobTables, dialect: JobDialect, held: CTE) -> Update:
+    job, new = tables.table.c, held.c
     final = new.next.in_(literal_states(FINAL))
     is_retry, is_snooze = new.action == word("retry"), new.action == word("snooze")
     back = is_snooze | (new.action == word("release"))

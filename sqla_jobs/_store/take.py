@@ -255,3 +255,9 @@ def is_managed(tables: JobTables) -> ColumnElement[bool]:
 def claim_order(row: Any) -> Any:
     """Return the sort key of jobs or rows that were claimed together."""
     return (-row.priority, row.lane, row.run_at, row.id)
+
+
+def entity_order(job: Any) -> Any:
+    """Return the same of a job just loaded."""
+    row = job.__dict__
+    return (-row["priority"], row["lane"], row["run_at"], row["id"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -74,11 +73,11 @@ def fail(
     failure = settle_error(_facts(claim), exc)
     if exc is not error:  # a text: nothing of ours around it
         text = clean_text(str(error), ERROR_LIMIT)
-        failure = replace(failure, error=text, traceback=None)
+        failure = failure._replace(error=text, traceback=None)
     if when.at is not None:
-        failure = replace(failure, delay=None, at=when.at)
+        failure = failure._replace(delay=None, at=when.at)
     elif when.after is not None:
-        failure = replace(failure, delay=when.after.total_seconds())
+        failure = failure._replace(delay=when.after.total_seconds())
     return _settle_one(session, claim, failure, now)
 
 

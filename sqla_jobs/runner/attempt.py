@@ -6,15 +6,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
 from sqla_jobs._core.limits import NO_FEATURES, Features
-from sqla_jobs._core.outcomes import Complete, Outcome
+from sqla_jobs._core.outcomes import Outcome
 from sqla_jobs._core.payloads import check_json, dump
 from sqla_jobs._core.settle import (
     AttemptFacts,
@@ -23,6 +22,7 @@ from sqla_jobs._core.settle import (
     settle_error,
     settle_outcome,
     settle_release,
+    settle_result,
 )
 from sqla_jobs._core.states import JobState
 from sqla_jobs._store.lease import fence, lock_held
@@ -66,19 +66,20 @@ class Attempt(Guard):
         features: Callable[[], Features] = lambda: NO_FEATURES,
     ) -> None:
         self.job, self.tables, self.features = job, tables, features
-        self.job_id: int = job.id
-        self.token: int = job.lease_token
-        self.kind: str = job.kind
-        self.queue: str = job.queue
-        self.channel: str = job.channel
-        self.ordered: bool = job.ordered
-        self.number: int = job.attempt
-        self.max_attempts: int = job.max_attempts
-        self.suspect = job.crashes
-        self.lane: int = job.lane
-        self.lease: timedelta = job.lease or lease
-        self.timeout: timedelta | None = job.timeout
-        self.started_at = job.started_at
+        row = self.values_of(job)
+        self.job_id: int = row["id"]
+        self.token: int = row["lease_token"]
+        self.kind: str = row["kind"]
+        self.queue: str = row["queue"]
+        self.channel: str = row["channel"]
+        self.ordered: bool = row["ordered"]
+        self.number: int = row["attempt"]
+        self.max_attempts: int = row["max_attempts"]
+        self.suspect: int = row["crashes"]
+        self.lane: int = row["lane"]
+        self.lease: timedelta = row["lease"] or lease
+        self.timeout: timedelta | None = row["timeout"]
+        self.started_at: datetime = row["started_at"]
         self.claimed_at = self.renewed_at = claimed_at
         self.held_until = claimed_at + self.lease.total_seconds()
         self.ends_at = (
@@ -90,9 +91,9 @@ class Attempt(Guard):
         self.stops_runner = False  # it raised SystemExit or KeyboardInterrupt
         self._taken = False
         self._lock = threading.Lock()
-        self._saved = dump(job.checkpoint) if job.checkpoint else ""
+        self._saved = dump(row["checkpoint"]) if row["checkpoint"] else ""
         self._state: dict[str, Any] | None = None
-        self._backoff: str = job.backoff
+        self._backoff: str = row["backoff"]
         self.progress: str | None = None
         self.progress_sent: str | None = None  # by the heartbeat's last renewal
         self.progress_saved: str | None = None
@@ -104,6 +105,12 @@ class Attempt(Guard):
         self._committing: tuple[str | None, bool] | None = None
         self.next_extra = 0
         self.next_lease: timedelta | None = None
+
+    @staticmethod
+    def values_of(job: Any) -> Mapping[str, Any]:
+        """Return the columns of *job*, which has just been loaded."""
+        values: Mapping[str, Any] = job.__dict__
+        return values
 
     # What the handler sees
 
@@ -290,11 +297,18 @@ class Attempt(Guard):
         super().check_open()
         if self.interruption is not None:
             return self.interrupted()
-        outcome = value if isinstance(value, Outcome) else Complete(value)
-        settlement = settle_outcome(
-            self.facts, outcome, checkpoint=self.unsaved_state()
-        )
-        return replace(settlement, progress=self.unsaved_progress)
+        state = self.unsaved_state()
+        if isinstance(value, Outcome):
+            settlement = settle_outcome(self.facts, value, checkpoint=state)
+        else:
+            settlement = settle_result(self.job_id, self.token, value, checkpoint=state)
+        return self._with_progress(settlement)
+
+    def _with_progress(self, settlement: Settlement) -> Settlement:
+        progress = self.unsaved_progress
+        if progress is None:
+            return settlement
+        return settlement._replace(progress=progress)
 
     def raised(self, exc: BaseException, dialect: JobDialect) -> Settlement | None:
         """Return the settlement of a handler that raised *exc*."""
@@ -308,7 +322,7 @@ class Attempt(Guard):
                 "{}, which itself raised {} when looked at".format(*names)
             )
             settlement = settle_error(self.facts, told)
-        return replace(settlement, progress=self.unsaved_progress)
+        return self._with_progress(settlement)
 
     def _raised(self, exc: BaseException, dialect: JobDialect) -> Settlement:
         if isinstance(exc, Outcome):

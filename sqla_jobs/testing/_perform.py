@@ -19,6 +19,7 @@ from sqla_jobs._store.claim import DEFAULT_LEASE, load_relationships
 from sqla_jobs.errors import JobDefinitionError, JobValueError
 from sqla_jobs.handlers import Handler, handler_for
 from sqla_jobs.models import JobMixin, decode_payload, job_tables
+from sqla_jobs.models.columns import COLUMN_ORDER
 from sqla_jobs.runner.batch_context import arun_alone, run_alone
 from sqla_jobs.runner.context import AsyncContext, Context, bind_arguments
 from sqla_jobs.runner.execute import Around
@@ -165,6 +166,11 @@ def _handler_of(job: Any) -> Handler:
 
 class _Performed(JoinedAttempt):
     """An attempt at a job that nobody claimed: there is no lease to lose."""
+
+    @staticmethod
+    def values_of(job: Any) -> Mapping[str, Any]:
+        """Return the columns of *job*, which need not be in the database."""
+        return {name: getattr(job, name) for name in COLUMN_ORDER}
 
     def _fence(self, connection: Any, text: str | None) -> tuple[bool, bool]:
         return True, False
