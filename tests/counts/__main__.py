@@ -26,10 +26,11 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("sqla_jobs").setLevel(logging.ERROR)
     with Ways.start() as ways:
+        server = ways.counted.server
         found = {name: ways.measure(path) for name, path in PATHS.items()}
     show(found)
     if args.write:
-        write(found, Path(limits.__file__))
+        write(found, server, Path(limits.__file__))
 
 
 def show(found: dict[str, Counts]) -> None:
@@ -42,13 +43,14 @@ def show(found: dict[str, Counts]) -> None:
     Console(width=120).print(table)
 
 
-def write(found: dict[str, Counts], file: Path) -> None:
+def write(found: dict[str, Counts], server: int, file: Path) -> None:
     """Replace the table in *file*."""
     rows = [
         f'    "{name}":'.ljust(41) + f"Counts({', '.join(map(_padded, counts))}),"
         for name, counts in found.items()
     ]
-    table = "\n".join([_measured_with(), "MEASURED: dict[str, Counts] = {", *rows, "}"])
+    head = [_measured_with(), f"POSTGRESQL = {server}"]
+    table = "\n".join([*head, "MEASURED: dict[str, Counts] = {", *rows, "}"])
     text, count = TABLE.subn(lambda _: f"# fmt: off\n{table}\n", file.read_text())
     assert count == 1
     file.write_text(text)

@@ -54,6 +54,10 @@ class Counts(NamedTuple):
         """Return the counts of one of so many."""
         return Counts(*(one / units for one in self))
 
+    def plus(self, other: Counts) -> Counts:
+        """Return the sum."""
+        return Counts(*(a + b for a, b in zip(self, other, strict=True)))
+
     def less(self, other: Counts) -> Counts:
         """Return what is beyond *other*."""
         return Counts(*(a - b for a, b in zip(self, other, strict=True)))
@@ -112,6 +116,11 @@ class Counted:
             watch = stack.enter_context(psycopg.connect(own, autocommit=True))
             watch.execute("CREATE EXTENSION pg_stat_statements")
             yield cls(url.render_as_string(hide_password=False), wire, watch)
+
+    @property
+    def server(self) -> int:
+        """The server's major version."""
+        return self.watch.info.server_version // 10_000
 
     def count(self, loop: Callable[[], object]) -> Counts:
         """Return what *loop* costs; nothing else may use the server meanwhile."""
