@@ -256,8 +256,8 @@ def _plain(
 
 def load_relationships(session: Session, jobs: Sequence[Any]) -> None:
     """Load what the classes' ``load=`` names: one SELECT per class and relationship."""
-    loading = {cls for cls in set(map(type, jobs)) if cls.__job_options__.load}
-    for cls in loading:
+    classes: set[Any] = set(map(type, jobs))
+    for cls in [one for one in classes if one.__job_options__.load]:
         ids = [job.id for job in jobs if type(job) is cls]
         names = cls.__job_options__.load
         options = [selectinload(getattr(cls, name)) for name in names]

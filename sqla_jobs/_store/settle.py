@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     BigInteger,
-    ColumnElement,
     DateTime,
     Executable,
     Float,
@@ -135,13 +134,13 @@ def _held(
     4,096 characters anew each time.
     """
     given = dialect.rows("given", {name: _COLUMNS[name] for name in names})
-    job, conditions = tables.table.c, dict[str, ColumnElement[bool]]()
+    job, state = tables.table.c, state_rule("complete", {})
     if "action" in names:
         conditions = {
             "cancel_requested": job.cancel_requested_at.is_not(null()),
             "exhausted": job.attempt >= job.max_attempts,
         }
-    state = state_rule(given.c.get("action", "complete"), conditions)
+        state = state_rule(given.c.action, conditions)
     held = (
         select(state.label("next"), *(c for c in given.c if c.key != "token"))
         .where(

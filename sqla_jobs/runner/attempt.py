@@ -54,7 +54,26 @@ class Attempt(Guard):
     A claimed job while it runs; the guard of its handler's session.
 
     Its values are copied from the row: after a commit the row may be a new holder's.
+    What few attempts change are attributes of the class: thousands are made a second.
     """
+
+    interruption: Interruption | None = None
+    draining = False  # a graceful shutdown: the next checkpoint ends it
+    ended = False  # the handler has returned or raised
+    stops_runner = False  # it raised SystemExit or KeyboardInterrupt
+    progress: str | None = None
+    progress_sent: str | None = None  # by the heartbeat's last renewal
+    progress_saved: str | None = None
+    final: Settlement | None = None
+    final_state: JobState | None = None  # once committed by the handler
+    fence_sent = False
+    pinned = False  # its transactions keep a snapshot, and its row locked
+    next_extra = 0
+    next_lease: timedelta | None = None
+    _taken = False
+    _state: dict[str, Any] | None = None
+    _next_state: JobState | None = None
+    _committing: tuple[str | None, bool] | None = None
 
     def __init__(
         self,
@@ -85,26 +104,9 @@ class Attempt(Guard):
         self.ends_at = (
             claimed_at + self.timeout.total_seconds() if self.timeout else None
         )
-        self.interruption: Interruption | None = None
-        self.draining = False  # a graceful shutdown: the next checkpoint ends it
-        self.ended = False  # the handler has returned or raised
-        self.stops_runner = False  # it raised SystemExit or KeyboardInterrupt
-        self._taken = False
         self._lock = threading.Lock()
         self._saved = dump(row["checkpoint"]) if row["checkpoint"] else ""
-        self._state: dict[str, Any] | None = None
         self._backoff: str = row["backoff"]
-        self.progress: str | None = None
-        self.progress_sent: str | None = None  # by the heartbeat's last renewal
-        self.progress_saved: str | None = None
-        self.final: Settlement | None = None
-        self.fence_sent = False
-        self.pinned = False  # its transactions keep a snapshot, and its row locked
-        self._next_state: JobState | None = None
-        self.final_state: JobState | None = None  # once committed by the handler
-        self._committing: tuple[str | None, bool] | None = None
-        self.next_extra = 0
-        self.next_lease: timedelta | None = None
 
     @staticmethod
     def values_of(job: Any) -> Mapping[str, Any]:

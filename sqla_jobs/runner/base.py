@@ -305,18 +305,16 @@ class RunnerBase(Upkeep):
         load_relationships(session, jobs)
         return jobs
 
+    def _found(self) -> Features:
+        return self._features
+
     def _source(self, attempt: Attempt) -> Subscription:
         return self.options.slots.source(attempt.queue, attempt.channel)
 
     def _claimed(self, step: Claim, jobs: Sequence[Any], sent: float) -> list[Attempt]:
+        tables, lease = self.tables, self.options.lease
         attempts = [
-            Attempt(
-                job,
-                self.tables,
-                lease=self.options.lease,
-                claimed_at=sent,
-                features=lambda: self._features,
-            )
+            Attempt(job, tables, lease=lease, claimed_at=sent, features=self._found)
             for job in jobs
         ]
         now = time.monotonic()
@@ -328,7 +326,8 @@ class RunnerBase(Upkeep):
             if again is not None:
                 self._plan.look(now, again, unfinished=self._memory.unfinished)
             for attempt in attempts:
-                attempt.draining = self._stopping
+                if self._stopping:
+                    attempt.draining = True
                 self._attempts[attempt.job_id, attempt.token] = attempt
         if self._watchdog is not None:
             for attempt in attempts:
@@ -415,6 +414,8 @@ class RunnerBase(Upkeep):
 
     def _note(self, attempt: Attempt, row: Settlement, state: JobState | None) -> bool:
         """Note what became of an attempt; return whether its job is due again soon."""
+        if state is JobState.COMPLETED and not log.isEnabledFor(logging.DEBUG):
+            return self._free(attempt)
         self._log_settled(attempt, state)
         if state in (JobState.RETRYABLE, JobState.DISCARDED):
             with self._lock:

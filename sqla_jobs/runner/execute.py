@@ -146,7 +146,8 @@ class SyncExecution:
             attempt.ended = True
             return refused
         ctx = Context(attempt, self.around.resources, self.open_session, self._renew)
-        permit = ExitStack()
+        asks = self.around.handlers[attempt.kind].acquire is not None
+        permit = ExitStack() if asks else None
         attempt.begin()
         try:
             return self._run(attempt, ctx, permit)
@@ -154,14 +155,15 @@ class SyncExecution:
             attempt.ended = True
             if attempt.session is not None:
                 quietly(attempt.session.close)
-            give_back(attempt.job_id, permit.close)
+            if permit is not None:
+                give_back(attempt.job_id, permit.close)
 
     def _run(
-        self, attempt: Attempt, ctx: Context[Any], permit: ExitStack
+        self, attempt: Attempt, ctx: Context[Any], permit: ExitStack | None
     ) -> Settlement | None:
         try:
             attempt.check_open()  # it may have waited for its thread
-            value: Any = self._acquire(attempt, permit)
+            value: Any = None if permit is None else self._acquire(attempt, permit)
             if value is None:
                 value = self._call(attempt, ctx)
             settlement = attempt.returned(value)
@@ -174,8 +176,7 @@ class SyncExecution:
     def _acquire(self, attempt: Attempt, permit: ExitStack) -> Outcome | None:
         """Ask for the permit; return the outcome of one that is refused."""
         handler = self.around.handlers[attempt.kind]
-        if handler.acquire is None:
-            return None
+        assert handler.acquire is not None
         answer = handler.acquire(attempt.job)
         refuse_async(handler.acquire_name, answer)
         refusal = verdict(handler.acquire_name, answer)
@@ -190,6 +191,8 @@ class SyncExecution:
         job, handler = attempt.job, self.around.handlers[attempt.kind]
         if handler.many:
             return run_alone(handler, job, ctx)
+        if not self.around.middleware:
+            return handler.call(job, ctx)
         call: Callable[[], Any] = partial(handler.call, job, ctx)
         for layer in reversed(self.around.middleware):
             call = partial(layer, job, ctx, call)
@@ -272,7 +275,8 @@ class AsyncExecution:
         ctx = AsyncContext(
             attempt, self.around.resources, self.open_session, self._renew
         )
-        permit = AsyncExitStack()
+        asks = self.around.handlers[attempt.kind].acquire is not None
+        permit = AsyncExitStack() if asks else None
         attempt.begin()
         try:
             return await self._run(attempt, ctx, permit)
@@ -280,14 +284,17 @@ class AsyncExecution:
             attempt.ended = True
             if ctx._session is not None:
                 await aquietly(ctx._session.close)
-            await agive_back(attempt.job_id, permit.aclose)
+            if permit is not None:
+                await agive_back(attempt.job_id, permit.aclose)
 
     async def _run(
-        self, attempt: Attempt, ctx: AsyncContext[Any], permit: AsyncExitStack
+        self, attempt: Attempt, ctx: AsyncContext[Any], permit: AsyncExitStack | None
     ) -> Settlement | None:
         try:
             attempt.check_open()
-            value: Any = await self._acquire(attempt, permit)
+            value: Any = None
+            if permit is not None:
+                value = await self._acquire(attempt, permit)
             if value is None:
                 value = await self._call(attempt, ctx)
             settlement = attempt.returned(value)
@@ -301,8 +308,7 @@ class AsyncExecution:
         self, attempt: Attempt, permit: AsyncExitStack
     ) -> Outcome | None:
         handler = self.around.handlers[attempt.kind]
-        if handler.acquire is None:
-            return None
+        assert handler.acquire is not None
         answer = handler.acquire(attempt.job)
         if isawaitable(answer):
             answer = await answer
@@ -320,6 +326,8 @@ class AsyncExecution:
         job, handler = attempt.job, self.around.handlers[attempt.kind]
         if handler.many:
             return await arun_alone(handler, job, ctx)
+        if not self.around.middleware:
+            return await handler.call(job, ctx)
         call: Callable[[], Awaitable[Any]] = partial(handler.call, job, ctx)
         for layer in reversed(self.around.middleware):
             call = partial(layer, job, ctx, call)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, event, inspect
+from sqlalchemy import Connection, event
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import instance_state
 
 from sqla_jobs._dialects import dialect_of, sockets
 from sqla_jobs.errors import JobValueError
@@ -56,7 +57,7 @@ class Guard:
         """Whether outcome and effects must be one commit."""
         session = self.session
         if session is None:
-            return any(inspect(job).modified for job in self.jobs)
+            return any(instance_state(job).modified for job in self.jobs)
         return bool(self.began or session.new or session.dirty or session.deleted)
 
     def check_open(self) -> None:

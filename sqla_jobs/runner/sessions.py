@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, event, inspect
@@ -137,9 +136,9 @@ def _attach(session: Session, guard: Guard) -> Session:
 
 def needs_session(job_class: type[Any]) -> bool:
     """Return whether jobs of the class must be attached before the handler runs."""
-    return _needs_session(inspect(job_class))
-
-
-@cache
-def _needs_session(mapper: Mapper[Any]) -> bool:
-    return bool(mapper.relationships) or any(c.deferred for c in mapper.column_attrs)
+    known = job_class.__dict__.get("__job_needs_session__")
+    if known is None:
+        mapper: Mapper[Any] = inspect(job_class)
+        deferred = any(one.deferred for one in mapper.column_attrs)
+        known = job_class.__job_needs_session__ = bool(mapper.relationships) or deferred
+    return bool(known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from queue import SimpleQueue
@@ -53,6 +54,14 @@ class Workers:
                 self._unfinished -= 1
 
 
+def _task(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """Run *work* up to where it first waits, if Python can: most jobs are done then."""
+    loop = asyncio.get_running_loop()
+    if sys.version_info >= (3, 12):
+        return asyncio.Task(work, loop=loop, eager_start=True)
+    return loop.create_task(work)
+
+
 class Tasks:
     """The tasks of a loop, found by what they run."""
 
@@ -65,9 +74,13 @@ class Tasks:
         self, work: Coroutine[Any, Any, Any], attempts: Sequence[Attempt] = ()
     ) -> asyncio.Task[Any]:
         """Run *work* in a task, which `cancel` finds by any of *attempts*."""
-        task = asyncio.create_task(work)
+        task = _task(work)
+        if task.done():
+            self._check(task)
+            return task
         self._running[task] = attempts
-        self._tasks.update(dict.fromkeys(attempts, task))
+        for attempt in attempts:
+            self._tasks[attempt] = task
         task.add_done_callback(self._done)
         return task
 
@@ -83,6 +96,9 @@ class Tasks:
         for attempt in self._running.pop(task):
             if self._tasks.get(attempt) is task:
                 del self._tasks[attempt]
+        self._check(task)
+
+    def _check(self, task: asyncio.Task[Any]) -> None:
         exc = None if task.cancelled() else task.exception()
         if exc is not None:
             conceal(exc)
