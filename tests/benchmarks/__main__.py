@@ -8,8 +8,8 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,15 +24,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tests.benchmarks import tables
+from tests.benchmarks import budgets, tables
 from tests.benchmarks.environments import Environments, NotInstalled
 from tests.benchmarks.matrix import SYSTEMS, WORKLOADS, Step, chosen, steps
 from tests.benchmarks.measure import Bench
 from tests.benchmarks.programs import Failed
 from tests.benchmarks.results import Figure, Results
 from tests.benchmarks.server import CALIBRATION_ROWS, Calibration, Server, own_server
+from tests.benchmarks.soak import Row, Soak, row_line
 
+REPORTS = ("table", "markdown", "budgets", "plot")
 TRIES = 2
+SOAK_MINUTES = 10.0
+SOAK_RATE = 1_000
 
 
 def words(value: str) -> list[str]:
@@ -55,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
     folder = Path(kept) if kept else Path(tempfile.gettempdir(), "sqla_jobs_bench")
     told = "folder for the peers' environments"
     add("--environments", type=Path, default=folder, help=told)
+    add("--soak", action="store_true", help="a constant rate for minutes, no rounds")
+    add("--minutes", type=float, default=SOAK_MINUTES, help="of the soak, default 10")
+    add("--rate", type=int, default=SOAK_RATE, help="of the soak, jobs per second")
     return made
 
 
@@ -65,6 +72,8 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     args.systems = ["sqla_jobs" if one == "ours" else one for one in args.systems]
     if args.rounds < 1 or args.scale <= 0:
         reader.error("--rounds must be 1 or more and --scale above zero")
+    if args.rate < 1 or args.minutes <= 0:
+        reader.error("--rate must be 1 or more and --minutes above zero")
     if unknown := set(args.systems) - set(SYSTEMS):
         reader.error(f"unknown systems: {', '.join(sorted(unknown))}")
     if not chosen(args.only, args.systems):
@@ -137,38 +146,84 @@ def show(results: Results, console: Console) -> None:
         console.print(f"failed: {line}", highlight=False, markup=False)
 
 
-def run(args: argparse.Namespace, console: Console) -> None:
-    """Measure what is chosen, and print it."""
-    picked = chosen(args.only, args.systems)
-    todo = list(steps(picked, args.rounds))
-    results = Results.opened(args.json)
-    for workload, entries in picked:
-        for entry in entries:
-            results.forget(workload.key, entry.key)
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        server = stack.enter_context(own_server(args.dsn))
+@contextmanager
+def bench_of(args: argparse.Namespace, results: Results) -> Iterator[Bench]:
+    """Yield what figures need; the server is stopped at the end."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        own_server(args.dsn) as server,
+    ):
         results.facts |= facts(server)
-        bench = Bench(
+        rows = max(100, int(CALIBRATION_ROWS * args.scale))
+        yield Bench(
             server=server,
             environments=Environments(args.environments),
-            calibration=Calibration(
-                server, max(100, int(CALIBRATION_ROWS * args.scale))
-            ),
-            folder=folder,
+            calibration=Calibration(server, rows),
+            folder=Path(folder),
             run=str(int(time.time())),
             scale=args.scale,
         )
-        console.print(f"{len(todo)} figures in {args.rounds} rounds")
-        progress = stack.enter_context(progress_bar(console))
+
+
+def run(args: argparse.Namespace, results: Results, console: Console) -> None:
+    """Measure what is chosen, and print it."""
+    picked = chosen(args.only, args.systems)
+    todo = list(steps(picked, args.rounds))
+    for workload, entries in picked:
+        for entry in entries:
+            results.forget(workload.key, entry.key)
+    console.print(f"{len(todo)} figures in {args.rounds} rounds")
+    with bench_of(args, results) as bench, progress_bar(console) as progress:
         measure_all(bench, todo, results, progress)
     show(results, console)
 
 
+def soak(args: argparse.Namespace, results: Results, console: Console) -> None:
+    """Run jobs at a constant rate."""
+    results.soak = []
+
+    def show_row(row: Row) -> None:
+        results.soak.append(row)
+        results.write()
+        console.print(row_line(row), highlight=False)
+
+    console.print(f"{args.rate} jobs per second for {args.minutes:g} minutes")
+    with bench_of(args, results) as bench:
+        Soak(bench, rate=args.rate, seconds=60 * args.minutes).run(show_row)
+
+
+def report(given: Sequence[str], console: Console) -> None:
+    """Print or draw what a file holds."""
+    reader = argparse.ArgumentParser(prog="python -m tests.benchmarks")
+    reader.add_argument("what", choices=REPORTS)
+    reader.add_argument("file", type=Path, help="what --json wrote")
+    reader.add_argument("--plots", type=Path, help="folder of the pictures")
+    args = reader.parse_args(given)
+    results = Results.read(args.file)
+    match args.what:
+        case "table":
+            show(results, console)
+        case "budgets":
+            console.print(tables.rich_table(budgets.sheet(results)))
+        case "markdown":
+            print(tables.document(results, budgets.sheet(results)))
+        case "plot":
+            from tests.benchmarks import plots  # matplotlib is needed for it only
+
+            for path in plots.draw(results, args.plots or plots.FOLDER):
+                console.print(path)
+
+
 def main() -> None:
     """Do what the command line says."""
+    given = sys.argv[1:]
     console = Console(width=None if sys.stdout.isatty() else 200)
-    run(arguments(sys.argv[1:]), console)
+    if given and given[0] in REPORTS:
+        report(given, console)
+        return
+    args = arguments(given)
+    results = Results.opened(args.json)
+    (soak if args.soak else run)(args, results, console)
 
 
 if __name__ == "__main__":

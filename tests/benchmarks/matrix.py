@@ -150,9 +150,7 @@ _DRAIN = (
     _raw("", "asyncpg"),
     *_peers("", _ASYNC),
 )
-_BARE = Entry(
-    key="bare", system="bare", label="bare SQLAlchemy loop", how="effect", atomic=True
-)
+_BARE = Entry(key="bare", system="bare", label="bare SQLAlchemy loop", how="effect")
 _PLAIN_ROW = Entry(
     key="plain-row", system="bare", label="plain 3-column row", how="plain"
 )

@@ -224,6 +224,8 @@ class Drain(Work):
         calibration = self.bench.calibration.rate()
         counters = self.counters()
         with ExitStack() as stack:
+            asking = psycopg.connect(self.uri, autocommit=True)
+            self.connection = stack.enter_context(asking)
             programs = [
                 stack.enter_context(
                     self.bench.program(self.entry, "work", self.options(counter=path))
@@ -292,14 +294,13 @@ class Drain(Work):
             if not poll(deadline):
                 return False
         pending = f"{OURS} {self.facts['pending']}".encode()
-        with psycopg.connect(self.uri, autocommit=True) as connection:
-            while True:
-                self.polls += 1
-                row = connection.execute(pending).fetchone()
-                if row is not None and not row[0]:
-                    return True
-                if not poll(deadline + SETTLE_SECONDS):
-                    return False
+        while True:
+            self.polls += 1
+            row = self.connection.execute(pending).fetchone()
+            if row is not None and not row[0]:
+                return True
+            if not poll(deadline + SETTLE_SECONDS):
+                return False
 
     def completed(self, runs: int) -> int:
         """Return how many jobs are completed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 
@@ -68,14 +69,17 @@ def base_of(results: Results, workload: Workload, base: str) -> str | None:
 
 
 def sheets(results: Results) -> Iterator[Sheet]:
-    """Yield a table for each workload that has figures."""
+    """Yield the tables of each workload that has figures."""
     for workload in WORKLOADS:
         known = [
             entry for entry in workload.entries if results.of(workload.key, entry.key)
         ]
+        if known and workload.measure == "latency":
+            yield latency_sheet(results, workload, known)
+        elif known:
+            yield rate_sheet(results, workload, known)
         if known:
-            of = latency_sheet if workload.measure == "latency" else rate_sheet
-            yield of(results, workload, known)
+            yield cost_sheet(results, workload, known)
 
 
 COSTS: tuple[tuple[str, Callable[[Figure], float | None]], ...] = (
@@ -88,45 +92,62 @@ COSTS: tuple[tuple[str, Callable[[Figure], float | None]], ...] = (
 
 
 def rate_sheet(results: Results, workload: Workload, known: Sequence[Entry]) -> Sheet:
-    """Return the table of a workload that has rates."""
+    """Return the table of a workload's rates, and of their ratios."""
     atomic = any(entry.atomic is not None for entry in known)
-    columns = ["per second", "/ CAL"]
-    bases = [(base, base_of(results, workload, base)) for base in workload.bases]
-    for base, key in bases:
-        entry = workload.entry(key or "")
-        name = entry.name if entry is not None else base
-        columns.append(f"/ best: {name}" if base == "best peer" else f"/ {name}")
-    columns += [name for name, _ in COSTS]
-    if atomic:
-        columns.append("atomic")
+    bases = [base_of(results, workload, base) for base in workload.bases]
+    names = [
+        column_of(workload, *both) for both in zip(workload.bases, bases, strict=True)
+    ]
     rows = []
     for entry in known:
         row = [name_of(results, workload, entry)]
-        row.append(spread(results.spread(workload.key, entry.key)))
-        row.append(spread(_of_calibration(results, workload, entry)))
-        for _, key in bases:
-            same = key is None or key == entry.key
-            row.append(NOTHING if same else _ratio(results, workload, entry, key))
-        for _, value in COSTS:
-            row.append(median(results.spread(workload.key, entry.key, value)))
+        row += [
+            spread(results.spread(workload.key, entry.key, value))
+            for value in (rate, of_calibration)
+        ]
+        row += [
+            NOTHING
+            if key == entry.key
+            else spread(results.ratio(workload.key, entry.key, key or ""))
+            for key in bases
+        ]
         if atomic:
-            row.append("yes" if entry.atomic else "no")
+            row.append({True: "yes", False: "no", None: NOTHING}[entry.atomic])
         rows.append(tuple(row))
-    return Sheet(_title(workload), ("", *columns), tuple(rows))
+    columns = ("", "per second", "/ CAL", *names, *(["atomic"] if atomic else []))
+    return Sheet(_title(workload), columns, tuple(rows))
+
+
+def column_of(workload: Workload, base: str, key: str | None) -> str:
+    """Return the head of a column of ratios."""
+    entry = workload.entry(key or "")
+    name = entry.name if entry is not None else base
+    return f"/ best: {name}" if base == "best peer" else f"/ {name}"
+
+
+def of_calibration(figure: Figure) -> float | None:
+    """Return the rate as a part of the calibration's."""
+    return figure.of_calibration
+
+
+def cost_sheet(results: Results, workload: Workload, known: Sequence[Entry]) -> Sheet:
+    """Return the table of what a job costs."""
+    rows = tuple(
+        (
+            entry.name,
+            *(
+                median(results.spread(workload.key, entry.key, value))
+                for _, value in COSTS
+            ),
+        )
+        for entry in known
+    )
+    columns = ("", *(name for name, _ in COSTS))
+    return Sheet(f"{workload.key}: per job", columns, rows)
 
 
 def _title(workload: Workload) -> str:
     return f"{workload.key}: {workload.title}"
-
-
-def _ratio(results: Results, workload: Workload, entry: Entry, key: str | None) -> str:
-    return spread(results.ratio(workload.key, entry.key, key or ""))
-
-
-def _of_calibration(
-    results: Results, workload: Workload, entry: Entry
-) -> Spread | None:
-    return results.spread(workload.key, entry.key, lambda figure: figure.of_calibration)
 
 
 def latency_sheet(
@@ -165,8 +186,8 @@ def name_of(results: Results, workload: Workload, entry: Entry) -> str:
 
 NOTE = (
     "median (least-most) of the rounds; ratios are of figures of the same round; CAL:"
-    " psycopg claims 100 rows and deletes them, right before each figure; other columns"
-    " per job; †: stopped at the time limit, the rate is of what was done by then"
+    " psycopg claims 100 rows and deletes them, right before each figure; †: stopped at"
+    " the time limit, the rate is of what was done by then"
 )
 
 
@@ -195,8 +216,29 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def document(results: Results, budgets: Sheet) -> str:
+    """Return all tables as Markdown, with what they were measured on."""
+    found = results.facts
+    server = ", ".join(f"{name} {value}" for name, value in found["server"].items())
+    where = (
+        f"Measured {found['at'][:10]}: Python {found['python']},"
+        f" {found['cores']} cores, PostgreSQL with {server}."
+    )
+    systems = [f"{name}: {about_of(one)}" for name, one in found["systems"].items()]
+    parts = [where, *systems, *map(markdown, (budgets, *sheets(results))), NOTE]
+    return "\n\n".join(parts)
+
+
+def about_of(facts: dict[str, Any]) -> str:
+    """Return the versions of a system, and how it is set up."""
+    versions = ", ".join(f"{name} {one}" for name, one in facts["versions"].items())
+    return f"{versions}; {facts['config']}"
+
+
 def failures(results: Results) -> list[str]:
-    """Return what went wrong, a line each."""
-    return [
-        f"{one['workload']}: {one['entry']}: {one['error']}" for one in results.failures
+    """Return what went wrong, a line each, once."""
+    said = [
+        f"{one['workload']}: {one['entry']}: {one['error'].splitlines()[-1]}"
+        for one in results.failures
     ]
+    return list(dict.fromkeys(said))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, insert
@@ -24,6 +27,7 @@ from sqla_jobs import (
     install,
 )
 from tests.benchmarks.systems.program import (
+    SOAK_TICK,
     TEXT,
     WARM_UP,
     Counter,
@@ -31,6 +35,7 @@ from tests.benchmarks.systems.program import (
     Options,
     System,
     main,
+    parts,
 )
 from tests.benchmarks.systems.rows import Base, Effect
 
@@ -143,6 +148,17 @@ class AsyncTell(Job, kind="async_tell"):
         counter.tell(self.number)
 
 
+class Soaked(Job, kind="soak", retention=timedelta(minutes=1)):
+    """Notes when it began, and does not stay long: rows come and go."""
+
+    number: Arg[int]
+    text: Arg[str] = arg(default=TEXT)
+
+    async def run(self, ctx: AsyncContext) -> None:
+        """Note the time."""
+        counter.tell(self.number)
+
+
 class SqlaJobs(System):
     """The options' `how` says which runner, or which way to enqueue."""
 
@@ -199,6 +215,7 @@ class SqlaJobs(System):
             "effect": (Write, AsyncWrite),
             "batch": (BatchWrite, AsyncBatchWrite),
             "tell": (Tell, AsyncTell),
+            "soak": (Soaked, Soaked),
         }[self.options.kind]
         return asynchronous if self.asynchronous else sync
 
@@ -279,6 +296,19 @@ class SqlaJobs(System):
             session.flush()
             session.rollback()
         return await self.pace(lambda number: self.add(maker, number))
+
+    async def soak(self) -> None:
+        """Enqueue at a constant rate, and note each COMMIT."""
+        maker = sessionmaker(self.engine())
+        due = time.monotonic()
+        for part in parts(self.numbers, self.options.size):
+            due += SOAK_TICK
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            with maker() as session:
+                session.add_all(Soaked(number=number) for number in part)
+                session.commit()
+            for number in part:
+                self.counter.tell(number)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ TEXT = "x" * 176
 """With its number, and as JSON, a payload of about 200 bytes."""
 MARK = "bench: "
 WARM_UP = 10
+SOAK_TICK = 0.02  # seconds between two transactions of a soak
 CELL = 8  # bytes
 
 
@@ -40,6 +41,7 @@ class Options:
         count: How many jobs; 0 where that does not matter.
         counter: File of the `Counter`.
         gap: Seconds between two jobs whose pick-up is measured, +-25 %.
+        size: Jobs per transaction of a soak.
     """
 
     dsn: str
@@ -48,6 +50,7 @@ class Options:
     count: int = 0
     counter: str = ""
     gap: float = 0.02
+    size: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Counter:
             Path(path).write_bytes(bytes(CELL * (self.HEAD + told)))
         with Path(path).open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), 0)
+        self._memory.read()  # so that it does not look like a process that grows
         self._counts = memoryview(self._memory).cast("q")
         self._times = memoryview(self._memory).cast("d")
         self._lock = threading.Lock()
@@ -120,9 +124,10 @@ class Counter:
         """The time of the first one, 0.0 before it."""
         return self._times[1]
 
-    def told(self) -> list[float]:
-        """Return the times of `tell` by number; 0.0 where there is none."""
-        return list(self._times[self.HEAD :])
+    def told(self, first: int = 0, last: int | None = None) -> list[float]:
+        """Return the times of `tell` from number *first* on; 0.0 where none is."""
+        end = None if last is None else self.HEAD + last
+        return list(self._times[self.HEAD + first : end])
 
 
 def say(value: object) -> None:
@@ -247,7 +252,7 @@ def main(system_class: type[System]) -> None:
         say({**asdict(facts), "versions": versions})
         return
     system = system_class(Options(**json.loads(told)))
-    if command == "work":
+    if command in ("work", "soak"):
         system.counter = Counter(system.options.counter)
         wait_for_go()
     answer = getattr(system, command)()
