@@ -15,7 +15,7 @@ import psycopg
 from tests.benchmarks.environments import Environments
 from tests.benchmarks.matrix import Entry, Step
 from tests.benchmarks.programs import Failed, Program, poll
-from tests.benchmarks.results import Figure
+from tests.benchmarks.results import Figure, waited
 from tests.benchmarks.server import OURS, Calibration, Counters, Server
 from tests.benchmarks.systems.program import WARM_UP, Counter, Options
 
@@ -357,27 +357,6 @@ class Latency(Work):
             worker.check()
             if not poll(deadline):
                 raise Failed(f"{counter.runs} of {self.count} jobs were picked up")
-
-
-def waited(
-    sent: Sequence[tuple[float, float]], told: Sequence[float]
-) -> dict[str, dict[str, float]]:
-    """Return percentiles, in ms, from the call and from its return to the handler."""
-    pairs = list(zip(sent, told, strict=True))[WARM_UP:]
-    return {
-        "latency": percentiles([1000 * (at - call) for (call, _), at in pairs]),
-        "from_commit": percentiles([1000 * (at - end) for (_, end), at in pairs]),
-    }
-
-
-def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """Return p50, p95 and p99."""
-    ordered = sorted(values)
-    last = len(ordered) - 1
-    return {
-        f"p{part}": ordered[min(last, len(ordered) * part // 100)]
-        for part in (50, 95, 99)
-    }
 
 
 def difference(before: float | None, after: float | None) -> float | None:

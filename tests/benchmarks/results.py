@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from tests.benchmarks.systems.program import WARM_UP
+
 FORMAT = 1
 Value = Callable[["Figure"], float | None]
 
@@ -105,6 +107,27 @@ def paired(
         if one is not None and other:
             ratios.append(one / other)
     return Spread.of(ratios)
+
+
+def waited(
+    sent: Sequence[tuple[float, float]], told: Sequence[float]
+) -> dict[str, dict[str, float]]:
+    """Return percentiles, in ms, from the call and from its return to the handler."""
+    pairs = list(zip(sent, told, strict=True))[WARM_UP:]
+    return {
+        "latency": percentiles([1000 * (at - call) for (call, _), at in pairs]),
+        "from_commit": percentiles([1000 * (at - end) for (_, end), at in pairs]),
+    }
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """Return p50, p95 and p99."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return {
+        f"p{part}": ordered[min(last, len(ordered) * part // 100)]
+        for part in (50, 95, 99)
+    }
 
 
 @dataclass

@@ -90,7 +90,7 @@ class Server:
     def _load_statements(self) -> bool:
         with suppress(psycopg.Error):
             self.admin.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-            self.admin.execute("SELECT FROM pg_stat_statements LIMIT 0")
+            self.admin.execute("SELECT FROM pg_stat_statements LIMIT 1")
             return True
         return False
 

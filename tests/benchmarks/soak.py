@@ -9,8 +9,9 @@ from dataclasses import replace
 import psycopg
 
 from tests.benchmarks.matrix import OURS, Entry
-from tests.benchmarks.measure import Bench, percentiles
+from tests.benchmarks.measure import Bench
 from tests.benchmarks.programs import Program, poll
+from tests.benchmarks.results import percentiles
 from tests.benchmarks.systems.program import SOAK_TICK, Counter, Options
 
 WINDOW = 30.0  # seconds between two lines

@@ -1,0 +1,51 @@
+"""The benchmark itself, at a hundredth of its size and without peers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.matrix import OURS
+from tests.benchmarks.results import Results
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*arguments: str | Path) -> str:
+    """Run the benchmark's command and return what it prints."""
+    command = [sys.executable, "-m", "tests.benchmarks", *map(str, arguments)]
+    done = subprocess.run(
+        command, check=False, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)  # it starts some twenty programs
+def test_benchmark_measures_every_kind_of_workload(dsn: str, tmp_path: Path) -> None:
+    """A drain, a loop and a latency are measured, kept, and shown by each report."""
+    file = tmp_path / "figures.json"
+    only = ("--systems", "ours,raw,bare", "--only", "drain-two,latency,plain-row")
+
+    said = bench(
+        *only, "--dsn", dsn, "--rounds", "1", "--scale", "0.01", "--json", file
+    )
+
+    results = Results.read(file)
+    assert results.failures == []
+    assert [(figure.workload, figure.entry) for figure in results.figures] == [
+        ("enqueue-one", "plain-row"),
+        ("latency", OURS),
+        ("latency", f"{OURS}/threads"),
+        ("drain-two", OURS),
+        ("drain-two", "raw/asyncpg"),
+    ]
+    assert all(figure.finished and not figure.beyond for figure in results.figures)
+    assert all(figure.rate or figure.from_commit for figure in results.figures)
+    assert "drain-two: run 20,000 no-op async jobs" in said
+    assert "/ CAL" in bench("budgets", file)
+    assert "| **sqla_jobs** |" in bench("markdown", file)
