@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks.matrix import PEERS, WORKLOADS, Entry, Workload
 from tests.benchmarks.results import (
@@ -18,6 +16,9 @@ from tests.benchmarks.results import (
     percentile,
     rate,
 )
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 NOTHING = "-"
 
@@ -193,6 +194,8 @@ NOTE = (
 
 def rich_table(sheet: Sheet) -> Table:
     """Return *sheet* for the terminal."""
+    from rich.table import Table
+
     table = Table(title=sheet.title, title_justify="left", title_style="bold")
     for name in sheet.columns:
         table.add_column(name, justify="right" if name else "left")

@@ -28,6 +28,7 @@ def bench(*arguments: str | Path) -> str:
 @pytest.mark.timeout(300)  # it starts some twenty programs
 def test_benchmark_measures_every_kind_of_workload(dsn: str, tmp_path: Path) -> None:
     """A drain, a loop and a latency are measured, kept, and shown by each report."""
+    pytest.importorskip("rich")
     file = tmp_path / "figures.json"
     only = ("--systems", "ours,raw,bare", "--only", "drain-two,latency,plain-row")
 
