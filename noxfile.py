@@ -320,6 +320,6 @@ def use_template(
 def bench(session: nox.Session) -> None:
     """Compare with raw loops and other job queues; see docs/how-to/benchmark.md."""
     session.install("-e", ".[demo]", *group("bench"))
-    folder = Path(session.create_tmp(), "environments").absolute()
+    folder = Path(session.virtualenv.location, "environments").absolute()
     command = ("python", "-m", "tests.benchmarks", *session.posargs)
     session.run(*command, env={"SQLA_JOBS_BENCH_ENVIRONMENTS": str(folder)})

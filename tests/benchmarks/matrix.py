@@ -114,21 +114,23 @@ _BULK = {**_ALL, "oban": 0.5, "chancy": 0.5, "saq": 0.2}
 _MILLION = {**_ASYNC, "pgqueuer": 0.4, "chancy": 0.2, "saq": 0.1}
 
 
-def _effect(processes: int) -> tuple[Entry, ...]:
+def _effect() -> tuple[Entry, ...]:
     ours = (
         _ours("threads", kind="effect", atomic=True),
         _ours("async", "async", kind="effect", atomic=True),
         _ours("threads", "batch", kind="batch", atomic=True, size=4.0),
         _ours("async", "async batch", kind="batch", atomic=True, size=4.0),
     )
-    raw = (_raw("", "psycopg", kind="effect", atomic=True, size=2.0),)
-    driver = _peers("driver", _EFFECT, kind="effect", atomic=False)
-    session = tuple(
+    raw = _raw("", "psycopg", kind="effect", atomic=True, size=2.0)
+    return (*ours, raw, *_peers("driver", _EFFECT, kind="effect", atomic=False))
+
+
+def _by_session() -> tuple[Entry, ...]:
+    made = _peers("session", _EFFECT, kind="effect", atomic=False)
+    return tuple(
         replace(one, key=f"{one.key}/session", label=f"{one.key}, Session")
-        for one in _peers("session", _EFFECT, kind="effect", atomic=False)
+        for one in made
     )
-    made = (*ours, *raw, *driver, *session)
-    return tuple(replace(one, processes=processes) for one in made)
 
 
 def _million(beside: str) -> tuple[Entry, ...]:
@@ -207,7 +209,7 @@ WORKLOADS: tuple[Workload, ...] = (
         title="one domain row per job",
         measure="drain",
         count=5_000,
-        entries=(_BARE, *_effect(1)),
+        entries=(_BARE, *_effect(), *_by_session()),
         bases=("bare", "raw/psycopg", "pgqueuer", "best peer"),
     ),
     Workload(
@@ -250,7 +252,7 @@ WORKLOADS: tuple[Workload, ...] = (
         title="one domain row per job, two processes",
         measure="drain",
         count=5_000,
-        entries=_effect(2),
+        entries=_two(_effect()),
         bases=("raw/psycopg", "pgqueuer", "best peer"),
     ),
 )
