@@ -8,6 +8,7 @@ import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from queue import SimpleQueue
 from typing import Any
@@ -45,6 +46,7 @@ WRITERS = 10  # handlers that write at once: each needs a connection
 GAP_SECONDS = 0.02  # between two jobs whose pick-up is measured, +-25 %
 WARM_UP = 5  # jobs whose pick-up does not count
 PATIENCE_SECONDS = 30.0
+GRACE = timedelta(seconds=2)  # after a signal: what runs is of no use to anybody
 ANALYZE = DDL("ANALYZE %(fullname)s")  # type: ignore[no-untyped-call]
 FACTS = text(
     "SELECT current_database() AS database, version() AS server,"
@@ -155,7 +157,7 @@ class Loops:
         # No connection is made for a handler that does not use its session.
         self.engine: Engine = create_engine(self.url, pool_size=max(slots, WRITERS))
         self.session = sessionmaker(self.engine)
-        self.created = False
+        self.created = self._filled = False
 
     @cached_property
     def tables(self) -> Tables:
@@ -196,9 +198,12 @@ class Loops:
 
     def reset(self) -> None:
         """Make every table anew."""
+        made = self.tables.metadata
         with self.engine.begin() as connection:
-            self.tables.metadata.drop_all(connection)
-            self.tables.metadata.create_all(connection)
+            if self._filled:
+                made.drop_all(connection, checkfirst=False)
+            made.create_all(connection, checkfirst=False)
+        self._filled = True
         self.tables.begun.clear()
 
     def wal(self) -> int | None:
@@ -298,7 +303,9 @@ class Loops:
         maker = async_sessionmaker(engine)
         try:
             job, kinds = self.tables.job, [self.tables.async_noop]
-            runner = AsyncRunner(maker, job, kinds=kinds, concurrency=self.slots)
+            runner = AsyncRunner(
+                maker, job, kinds=kinds, concurrency=self.slots, grace=GRACE
+            )
             await runner.run_until_idle()
             _pass_on_stop(runner)
         finally:
@@ -314,7 +321,7 @@ class Loops:
 
     def _drain(self, kind: type[Any], slots: int) -> None:
         job = self.tables.job
-        runner = Runner(self.session, job, kinds=[kind], concurrency=slots)
+        runner = Runner(self.session, job, kinds=[kind], concurrency=slots, grace=GRACE)
         runner.run_until_idle()
         _pass_on_stop(runner)
 
@@ -330,7 +337,10 @@ class Loops:
         told: SimpleQueue[float] = SimpleQueue()
         job, kinds = self.tables.job, [self.tables.tell]
         spent = []
-        with Runner(self.session, job, kinds=kinds, concurrency=1, resources=told):
+        runner = Runner(
+            self.session, job, kinds=kinds, concurrency=1, grace=GRACE, resources=told
+        )
+        with runner:
             for _ in range(WARM_UP + count):
                 with self.session() as session:
                     session.add(self.tables.tell())

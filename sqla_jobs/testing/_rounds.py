@@ -219,12 +219,14 @@ def _fill(name: str) -> Loop:
     return lambda loops, count: loops.fill(name, count)
 
 
-_PLAIN_DRAIN = Side("claim 100 + DELETE", Loops.drain_plain, Loops.fill_plain)
+_PLAIN_DRAIN = Side(
+    "claim 100 and DELETE them, no handlers", Loops.drain_plain, Loops.fill_plain
+)
 WORKLOADS = (
     Workload(
         "add",
-        Side("session.add + commit", Loops.add_jobs),
-        Side("the same, 3-column row", Loops.add_rows),
+        Side("add + commit", Loops.add_jobs),
+        Side("the same with a row of three columns", Loops.add_rows),
         one_by_one=True,
         seconds=0.004,
         trips=6,
@@ -232,7 +234,7 @@ WORKLOADS = (
     Workload(
         "enqueue_many",
         Side("enqueue_many", Loops.enqueue_jobs),
-        Side("INSERT of a list", Loops.insert_rows),
+        Side("INSERT of a list, in one transaction", Loops.insert_rows),
         one_by_one=False,
         seconds=0.0001,
         trips=0.002,
@@ -256,7 +258,7 @@ WORKLOADS = (
     Workload(
         "drain_writing",
         Side("Runner, one row each", Loops.drain_writing, _fill("write"), drains=True),
-        Side("the row, no queue", Loops.add_effects),
+        Side("add + commit of the row, no queue", Loops.add_effects),
         one_by_one=True,
         seconds=0.006,
         trips=5,

@@ -20,11 +20,13 @@ from sqla_jobs.cli.commands import command
 from sqla_jobs.cli.errors import RuntimeFailure
 from sqla_jobs.runner.base import RunnerBase
 from sqla_jobs.testing._benchmark import Loops
+from sqla_jobs.testing._rounds import WORKLOADS, Measured, Report
 from tests.integration.cli.kit import Command, Running, posix
 from tests.integration.cli.test_documents import options, rows, written
 
 SCHEMA = "sqla_jobs_bench"
 SMALL = ("--jobs", "100", "--rounds", "1", "--yes")
+NAME = 'own "one"'
 KEYS = ["add", "enqueue_many", "drain_async", "drain", "drain_writing"]
 
 
@@ -50,7 +52,7 @@ def test_measures_each_loop_and_removes_its_schema(
         session.add(app.Greet())
         session.commit()
 
-    done = sqla_jobs("bench", "--dsn", dsn, *SMALL, "--json")
+    done = sqla_jobs("bench", "--dsn", dsn, *SMALL, "--schema", NAME, "--json")
 
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -66,23 +68,34 @@ def test_measures_each_loop_and_removes_its_schema(
     assert found["server"]["fsync"] in ("on", "off")
     assert 0 < found["pick_up_ms"]["p50"] <= found["pick_up_ms"]["p99"]
     assert "stay untouched" not in done.stderr
-    assert not has_schema(engine)
+    assert "makes the schema 'own \"one\"'" in done.stderr
+    assert not has_schema(engine, NAME)
     with app.Session() as session:
         assert [job.state for job in session.query(app.Job)] == ["available"]
 
 
-@pytest.mark.slow
-def test_prints_a_table(sqla_jobs: Command, dsn: str) -> None:
-    """A line per loop, the settings that matter, and what will be written."""
-    done = sqla_jobs("bench", "--dsn", dsn, *SMALL, "--schema", 'own "one"')
+def test_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line per loop, with medians, beside what they are compared with."""
+    facts = dict.fromkeys(bench.SETTINGS, "on") | {"version": "18", "round_trip": 1e-3}
+    measured = [
+        Measured(one, [400.0, 100.0, 200.0], [200.0, 100.0, 200.0], [600.0, 500.0])
+        for one in WORKLOADS
+    ]
+    measured[0].wal.clear()  # where the role may not see it
 
-    assert done.returncode == 0, done.stderr
-    assert "makes the schema 'own \"one\"'" in done.stdout
-    assert "synchronous_commit: o" in done.stdout
-    table = done.stdout.split("\nsqla_jobs ")[1].split("\n\n")[0]
-    assert len(table.splitlines()) == 1 + len(KEYS)
-    assert "From COMMIT to the handler: " in done.stdout
-    assert done.stderr == ""
+    bench._print(facts, Report(measured, [n / 1_000 for n in range(1, 101)]))
+
+    said = capsys.readouterr().out
+    lines = said.split("\nsqla_jobs ")[1].split("\n\n")[0].splitlines()[1:]
+    assert [" ".join(line.split()) for line in lines[:2]] == [
+        "add + commit 200 200 1.00 1.00-2.00 0.000 0.000 -",
+        "enqueue_many 200 200 1.00 1.00-2.00 0.000 0.000 500",
+    ]
+    assert len(lines) == len(KEYS)
+    assert "synchronous_commit: on" in said
+    assert "round trip:         1.00 ms" in said
+    assert "51.0 ms for half of the jobs, at most 100.0 ms for 99 %" in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_dry_run_writes_nothing(try_out: Callable[..., Result], engine: Engine) -> None:
@@ -94,6 +107,19 @@ def test_dry_run_writes_nothing(try_out: Callable[..., Result], engine: Engine) 
     assert "in 8 rounds" in done.output
     assert "CREATE" not in done.output
     assert not has_schema(engine)
+
+
+def test_without_greenlet_the_rest_is_measured(
+    try_out: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says what is missing."""
+    monkeypatch.setattr(bench, "find_spec", lambda _: None)
+
+    done = try_out("--dry-run", "--jobs", "1000", "--rounds", "1")
+
+    assert done.exit_code == 0
+    assert "about 9,650 rows" in done.output
+    assert 'Without asyncio: pip install "sqla-jobs[asyncio]"' in done.output
 
 
 def test_asks_before_it_writes(try_out: Callable[..., Result], engine: Engine) -> None:
