@@ -222,7 +222,11 @@ def main() -> None:
         return
     args = arguments(given)
     results = Results.opened(args.json)
-    (soak if args.soak else run)(args, results, console)
+    try:
+        (soak if args.soak else run)(args, results, console)
+    except KeyboardInterrupt:
+        show(results, console)
+        sys.exit("stopped: the figures above are what there was time for")
 
 
 if __name__ == "__main__":

@@ -227,7 +227,9 @@ def document(results: Results, budgets: Sheet) -> str:
         f"Measured {found['at'][:10]}: Python {found['python']},"
         f" {found['cores']} cores, PostgreSQL with {server}."
     )
-    systems = [f"{name}: {about_of(one)}" for name, one in found["systems"].items()]
+    systems = [
+        f"{name}: {about_of(one)}" for name, one in found.get("systems", {}).items()
+    ]
     parts = [where, *systems, *map(markdown, (budgets, *sheets(results))), NOTE]
     return "\n\n".join(parts)
 

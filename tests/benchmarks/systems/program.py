@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import json
 import mmap
+import os
 import random
 import sys
 import threading
@@ -157,10 +158,16 @@ class Stopwatch:
 
 
 def wait_for_go() -> None:
-    """Say "ready" and wait until the harness answers."""
+    """Say "ready" and wait until the harness answers; from then on, end with it."""
     say("ready")
     if not sys.stdin.readline():
         raise SystemExit("the harness is gone")
+    threading.Thread(target=_end_with_harness, daemon=True).start()
+
+
+def _end_with_harness() -> None:
+    sys.stdin.read()
+    os._exit(1)
 
 
 class System:
