@@ -141,6 +141,7 @@ def show(results: Results, console: Console) -> None:
     for sheet in tables.sheets(results):
         console.print(tables.rich_table(sheet))
     console.print(tables.NOTE)
+    console.print(tables.busy_note(results), style="yellow")
     for line in tables.failures(results):
         console.print(f"failed: {line}", highlight=False, markup=False)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NOTHING = "-"
+QUIET = 0.1  # of the CPU, used by others
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,14 @@ def about_of(facts: dict[str, Any]) -> str:
     """Return the versions of a system, and how it is set up."""
     versions = ", ".join(f"{name} {one}" for name, one in facts["versions"].items())
     return f"{versions}; {facts['config']}"
+
+
+def busy_note(results: Results) -> str:
+    """Return a warning if the machine did something else as well; else nothing."""
+    found = Spread.of(figure.elsewhere for figure in results.figures)
+    if found is None or found.median < QUIET:
+        return ""
+    return f"others used {found.median:.0%} of the CPU: trust no ratio below 1.3"
 
 
 def failures(results: Results) -> list[str]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from tests.benchmarks.matrix import OURS
-from tests.benchmarks.results import Results
+from tests.benchmarks.matrix import OURS, Step, chosen, steps
+from tests.benchmarks.results import Figure, Results
+
+if TYPE_CHECKING:
+    from tests.benchmarks.measure import Bench
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,6 +26,44 @@ def bench(*arguments: str | Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+class Broken:
+    """Measures all systems but one."""
+
+    facts: dict[str, object] = {}
+
+    def measure(self, step: Step) -> Figure:
+        """Return a figure."""
+        if step.entry.system == "saq":
+            raise RuntimeError("it does not start")
+        return Figure(
+            workload=step.workload.key,
+            entry=step.entry.key,
+            run="1",
+            round=step.round,
+            count=1,
+            calibration=1.0,
+            rate=1.0,
+        )
+
+
+def test_benchmark_goes_on_without_a_system_that_fails() -> None:
+    """It is tried twice, reported, and left out of the later rounds."""
+    pytest.importorskip("rich")
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from tests.benchmarks.__main__ import measure_all
+
+    todo = list(steps(chosen(["drain-async"], ["saq", "oban"]), 3))
+    results, bench = Results(), cast("Bench", Broken())
+
+    with Progress(console=Console(quiet=True)) as progress:
+        measure_all(bench, todo, results, progress)
+
+    assert [figure.entry for figure in results.figures] == ["oban"] * 3
+    assert [failure["entry"] for failure in results.failures] == ["saq"] * 2
 
 
 @pytest.mark.slow

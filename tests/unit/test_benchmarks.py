@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks.budgets import BUDGETS, Budget, inverse, sheet, to
-from tests.benchmarks.environments import PINNED, commands, module_of
+from tests.benchmarks.environments import (
+    PINNED,
+    Environments,
+    NotInstalled,
+    commands,
+    module_of,
+)
 from tests.benchmarks.matrix import (
     OURS,
     PEERS,
@@ -28,7 +35,14 @@ from tests.benchmarks.results import (
     waited,
 )
 from tests.benchmarks.systems.program import WARM_UP, Counter, parts
-from tests.benchmarks.tables import best_peer, failures, markdown, number, sheets
+from tests.benchmarks.tables import (
+    best_peer,
+    busy_note,
+    failures,
+    markdown,
+    number,
+    sheets,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,6 +151,37 @@ def test_environments_are_pinned() -> None:
         assert all("==" in package for package in wanted)
         made = commands(Path("home"), Path("home/bin/python"), wanted)
         assert made[-1][-len(wanted) :] == list(wanted)
+
+
+def test_environment_that_cannot_be_made_is_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reason is what the installer said; each later figure fails at once."""
+    tried = []
+
+    def fail(command: list[str]) -> None:
+        tried.append(command)
+        raise subprocess.CalledProcessError(1, command, stderr="no such version")
+
+    monkeypatch.setattr("tests.benchmarks.environments.install", fail)
+    environments = Environments(tmp_path)
+
+    for _ in range(2):
+        with pytest.raises(NotInstalled, match="oban was not installed: no such"):
+            environments.python("oban")
+
+    assert len(tried) == 1
+
+
+def test_busy_machine_is_told() -> None:
+    """A quiet one is not."""
+    quiet, busy = (
+        Figure(**{**vars(figures("a", 1.0)[0]), "elsewhere": share})
+        for share in (0.02, 0.4)
+    )
+
+    assert busy_note(Results(figures=[busy])).startswith("others used 40% of the CPU")
+    assert busy_note(Results(figures=[quiet])) == ""
 
 
 def test_results_are_read_as_written(tmp_path: Path) -> None:
