@@ -17,6 +17,8 @@ from sqla_jobs.errors import JobValueError
 HOT_SECONDS = 0.15  # longer than a NOTIFY suppresses later ones (0.05 s)
 HOT_POLL = 0.02
 COOLDOWN = 0.003  # lets slots gather, so that a claim takes several jobs
+CLAIM_SHARE = 5  # in a flood, that many times as long as a claim took
+MAX_COOLDOWN = 0.05
 RETRY_SHARE = 0.1  # of a runner that states none
 LATE_REST = 16  # full claims until the next look for late jobs, if there were none
 MAX_PENDING = 2_000  # outcomes not yet written; more would only grow
@@ -156,6 +158,7 @@ class Plan:
     _late_rest: int = 0  # full claims until they may
     _claim_at: float = 0.0
     _claimed_at: float = float("-inf")
+    _cooldown: float = COOLDOWN
     _sweep_at: float = 0.0
     _hot_until: float = float("-inf")
     _away_until: float = float("-inf")
@@ -220,7 +223,7 @@ class Plan:
         if not self._has_backlog(wanted):
             return self._claim_at
         half_free = 2 * wanted.limit >= self.slots.most
-        return self._claimed_at + (0.0 if half_free else COOLDOWN)
+        return self._claimed_at + (0.0 if half_free else self._cooldown)
 
     def _has_backlog(self, wanted: Claim) -> bool:
         if self.slots.queues is None:
@@ -234,13 +237,17 @@ class Plan:
         by_queue: Mapping[Any, int],
         *,
         late: int = 0,
+        took: float = 0.0,
     ) -> None:
         """
         Note what a claim returned: how many jobs of each subscription.
 
         Args:
             late: How many of them were retried or rescued.
+            took: The seconds that it took; the next one rests for some times that, or
+                a few slots of short jobs would keep the runner claiming.
         """
+        self._cooldown = min(MAX_COOLDOWN, max(COOLDOWN, CLAIM_SHARE * took))
         self._note_claim(now, step, by_queue)
         self._note_late(step, by_queue, late)
 

@@ -258,7 +258,9 @@ def load_relationships(session: Session, jobs: Sequence[Any]) -> None:
     """Load what the classes' ``load=`` names: one SELECT per class and relationship."""
     classes: set[Any] = set(map(type, jobs))
     for cls in [one for one in classes if one.__job_options__.load]:
-        ids = [job.id for job in jobs if type(job) is cls]
+        mine = [job for job in jobs if type(job) is cls]
+        session.add_all(mine)
+        ids = [job.id for job in mine]
         names = cls.__job_options__.load
         options = [selectinload(getattr(cls, name)) for name in names]
         stmt = select(cls).where(inspect(cls).primary_key[0].in_(ids)).options(*options)

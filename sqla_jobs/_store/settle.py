@@ -87,9 +87,14 @@ def settle(
     # By column: most are empty in all rows.
     values = dict(zip(Settlement._fields, zip(*rows, strict=True), strict=True))
     names = _names(values)
-    build = partial(_settling, names=names, skip=not wait, limited=within is not None)
-    params: dict[str, Any] = {name: list(values[name]) for name in names}
-    params |= {"now": now, **commit_limit(within)}
+    params: dict[str, Any] = {"now": now, **commit_limit(within)}
+    limited = within is not None
+    if len(rows) == 1 and wait and "action" not in names:
+        build = partial(_completing, names=names, limited=limited)
+        params |= {name: values[name][0] for name in names}
+    else:
+        build = partial(_settling, names=names, skip=not wait, limited=limited)
+        params |= {name: list(values[name]) for name in names}
     result = execute(session, tables, build, params)
     return {row[0]: STATES[row[1]] for row in result}
 
@@ -103,6 +108,26 @@ def _names(values: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=256)
+def _completing(
+    tables: JobTables, dialect: JobDialect, *, names: tuple[str, ...], limited: bool
+) -> Executable:
+    """Settle one job that completed, as a handler's own transaction does."""
+    job = tables.table.c
+    given = {name: bind(name, _COLUMNS[name]) for name in names}
+    stmt = (
+        update(tables.table)
+        .where(
+            job.id == given["job_id"],
+            job.lease_token == given["token"],
+            is_running(job.state),
+        )
+        .values(_completed(tables, dialect, given))
+    )
+    limit = [dialect.limit_commit(bind("within", Text()))] if limited else []
+    return stmt.returning(job.id, job.state, *limit)
+
+
+@lru_cache(maxsize=256)
 def _settling(
     tables: JobTables,
     dialect: JobDialect,
@@ -113,7 +138,7 @@ def _settling(
 ) -> Executable:
     held = _held(tables, dialect, names, skip=skip)
     good = "action" not in names
-    update_ = (_completed if good else _settled)(tables, dialect, held)
+    update_ = (_settled_good if good else _settled)(tables, dialect, held)
     settled = update_.cte("settled")
     stmt: Select[*tuple[Any, ...]] = select(settled.c.id, settled.c.state)
     if not good:
@@ -153,27 +178,30 @@ def _held(
     return dialect.lock(held, skip=skip, of=tables.table).cte("held")
 
 
-def _completed(tables: JobTables, dialect: JobDialect, held: CTE) -> Update:
-    """Settle jobs of which all completed: what other outcomes change stays."""
-    job, new = tables.table.c, held.c
+def _settled_good(tables: JobTables, dialect: JobDialect, held: CTE) -> Update:
+    job, new = tables.table.c, dict(held.c.items())
+    stmt = update(tables.table).where(job.id == new["job_id"])
+    return stmt.values(_completed(tables, dialect, new)).returning(job.id, job.state)
+
+
+def _completed(
+    tables: JobTables, dialect: JobDialect, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what changes in a job that completed; the rest stays."""
+    job = tables.table.c
     saved = {
-        name: func.coalesce(dialect.json(new[name]), job[name])
+        name: func.coalesce(dialect.json(given[name]), job[name])
         for name in ("checkpoint", "progress")
-        if name in new
+        if name in given
     }
-    return (
-        update(tables.table)
-        .where(job.id == new.job_id)
-        .values(
-            state=new.next,
-            leased_until=null(),
-            finished_at=dialect.now(),
-            result=dialect.json(new.result) if "result" in new else null(),
-            reason=null(),
-            **saved,
-        )
-        .returning(job.id, job.state)
-    )
+    return {
+        "state": state_rule("complete", {}),
+        "leased_until": null(),
+        "finished_at": dialect.now(),
+        "result": dialect.json(given["result"]) if "result" in given else null(),
+        "reason": null(),
+        **saved,
+    }
 
 
 def _settled(tables: JobTables, dialect: JobDialect, held: CTE) -> Update:

@@ -42,6 +42,7 @@ from sqla_jobs._store.base import (
     prefixed,
     word,
 )
+from sqla_jobs._store.entities import are_plain, instances
 from sqla_jobs.models import JobTables
 
 Pick = Callable[..., CTE]
@@ -182,13 +183,16 @@ def take(
         params: Parameters of the statement beside those of *ask*.
     """
     connection = connection_of(session, tables)
-    build = _entities if ask.entities else _columns
+    build = _columns
+    if ask.entities:
+        build = _rows if are_plain(tables) else _entities
     statement = build(tables, dialect_of(connection), pick, variant)
     values = prefixed(ask.params() | params)
     with naming_missing_tables(tables):
-        if ask.entities:
+        if build is _entities:
             return list(session.scalars(statement, values))
-        return list(connection.execute(statement, values))
+        found = connection.execute(statement, values)
+        return instances(tables, found) if ask.entities else list(found)
 
 
 @lru_cache(maxsize=256)
@@ -200,6 +204,16 @@ def _entities(
     return stmt.returning(tables.root).execution_options(
         synchronize_session=False, populate_existing=True
     )
+
+
+@lru_cache(maxsize=256)
+def _rows(
+    tables: JobTables, dialect: JobDialect, pick: Pick, variant: tuple[Any, ...]
+) -> Any:
+    job = tables.table
+    stmt = taking(tables, dialect, job)
+    stmt = stmt.where(among(job.c.id, pick(tables, dialect, *variant)))
+    return stmt.returning(*job.c)
 
 
 @lru_cache(maxsize=256)

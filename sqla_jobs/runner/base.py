@@ -321,7 +321,7 @@ class RunnerBase(Upkeep):
         with self._lock:
             late = sum(attempt.lane != Lane.FRESH for attempt in attempts)
             counts = Counter(map(self._source, attempts))
-            self._plan.claimed(now, step, counts, late=late)
+            self._plan.claimed(now, step, counts, late=late, took=now - sent)
             again = self._memory.take_again()
             if again is not None:
                 self._plan.look(now, again, unfinished=self._memory.unfinished)

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from sqla_jobs import JobValueError
 from sqla_jobs._core.plan import (
+    CLAIM_SHARE,
     COOLDOWN,
     HOT_POLL,
     HOT_SECONDS,
+    MAX_COOLDOWN,
     MAX_PENDING,
     Claim,
     Plan,
@@ -139,6 +141,25 @@ def test_single_slot_waits_a_moment_for_company() -> None:
 
     assert plan.next_step(0.0) == wait(COOLDOWN)
     assert plan.next_step(COOLDOWN) == Claim(1, None)
+
+
+def test_slow_claims_rest_longer() -> None:
+    """Claims may take a sixth of the time while slots free one by one, no more."""
+    plan = plan_of(10)
+    step = plan.next_step(0.0)
+    assert isinstance(step, Claim)
+    plan.claimed(0.0, step, {"default": 10}, took=0.004)
+    plan.finished("default")
+
+    assert plan.next_step(0.0) == wait(CLAIM_SHARE * 0.004)
+
+    plan.claimed(0.5, Claim(1, None), {"default": 1}, took=1.0)
+    plan.finished("default")
+    assert plan.next_step(0.5) == wait(MAX_COOLDOWN)
+
+    for _ in range(4):
+        plan.finished("default")
+    assert plan.next_step(0.5) == Claim(5, None)  # half of the slots are idle
 
 
 def test_short_claim_waits_for_the_poll() -> None:
