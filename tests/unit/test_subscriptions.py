@@ -92,7 +92,7 @@ def test_prefix_is_a_text(bad: Any) -> None:
 
 
 # That the database can hold, and whose label can be a prefix, too.
-texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=20)
+texts = st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=8)
 
 
 @given(texts, texts)
