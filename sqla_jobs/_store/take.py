@@ -185,7 +185,9 @@ def take(
     connection = connection_of(session, tables)
     build = _columns
     if ask.entities:
-        build = _rows if are_plain(tables) else _entities
+        # What the session holds already must be refreshed, not stand beside it.
+        fresh = len(session.identity_map) == 0
+        build = _rows if fresh and are_plain(tables) else _entities
     statement = build(tables, dialect_of(connection), pick, variant)
     values = prefixed(ask.params() | params)
     with naming_missing_tables(tables):

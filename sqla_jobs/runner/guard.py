@@ -19,6 +19,25 @@ COMMIT_SECONDS = 10.0  # from a fence to its COMMIT, which follows at once
 LEAST_SECONDS = 0.5
 
 
+_GUARD = "sqla_jobs.guard"
+
+
+def _watch(connection: Connection, guard: Guard) -> None:
+    # By the engine: to listen to each connection costs as much as a statement.
+    vars(connection)[_GUARD] = guard
+    if not event.contains(connection.engine, "commit", _before_commit):
+        event.listen(connection.engine, "commit", _before_commit)
+
+
+def _before_commit(connection: Connection) -> None:
+    guard: Guard | None = vars(connection).get(_GUARD)
+    transaction = connection.get_transaction()
+    # Engines with options of their own hear what the engine behind them hears, too.
+    if guard is not None and guard.fenced is not transaction:
+        guard.fenced = transaction
+        guard.on_commit(connection)
+
+
 class Guard:
     """Lets no transaction of a session commit without the fence of its jobs."""
 
@@ -29,6 +48,7 @@ class Guard:
     commits = True  # what the fence precedes is a real COMMIT
     one_commit = False  # only the runner may commit, with the outcomes
     refused_commit: JobValueError | None = None  # once tried where it may not
+    fenced: Any = None  # the last transaction whose commit was seen
     _open: tuple[Connection | None, Any] = (None, None)  # of the last transaction
 
     def within(self, held_until: float) -> timedelta | None:
@@ -92,7 +112,7 @@ class Guard:
                 "a handler's session may not be in AUTOCOMMIT mode: its writes could"
                 " not be taken back when the lease is lost"
             )
-        event.listen(connection, "commit", self.on_commit)
+        _watch(connection, self)
         if dialect_of(connection).keeps_snapshot(connection):
             self.lock_jobs(connection)
 

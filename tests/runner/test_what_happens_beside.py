@@ -108,7 +108,7 @@ def test_unwritable_outcome_is_kept_until_accepted(kit: Kit) -> None:
         return 7
 
     def refuse(*args: Any) -> None:
-        if not back.is_set() and "jobs_attempts" in args[2]:
+        if not back.is_set() and "finished_at=" in args[2]:
             refused.append(args[2])
             raise OperationalError(args[2], {}, OSError("away"))
 
