@@ -259,7 +259,7 @@ def unfenced(**broken: Any) -> Twin:
 BY_ID = unfenced(complete=partial(by_id, state="completed"))
 BY_STATE = unfenced(complete=partial(by_state, state="completed"))
 UNLOCKED_RESCUE = without_locks(sweep, "_rescuing")
-UNLOCKED_SETTLE = {"unlocked_settle": without_locks(settle, "_settling")}
+UNLOCKED_SETTLE = without_locks(settle, "_settling")
 
 LEASES: dict[str, Scenario] = {
     "two holders": scenario(
@@ -305,7 +305,7 @@ LEASES: dict[str, Scenario] = {
             },
             unlocked_rescue=UNLOCKED_RESCUE,
             # One job that completes is settled by a single UPDATE, which needs no lock.
-            **({"by_id": BY_ID} if outcome == "complete" else UNLOCKED_SETTLE),
+            unfenced_settle=BY_ID if outcome == "complete" else UNLOCKED_SETTLE,
         )
         for outcome in OUTCOMES
     },
