@@ -194,7 +194,9 @@ def test_partitioned_jobs_are_taken_over(play: Play) -> None:
 
 def test_latency_costs_no_lease(play: Play) -> None:
     """A job on a slow way to the server takes longer than its lease, and keeps it."""
-    worker, at = play.worker(play.latency), time.monotonic()
+    worker = play.worker(play.latency)
+    assert all(one.await_ready() for one in play.scene.workers)
+    at = time.monotonic()
     strike = play.strike(play.latency, "1")
     ids = play.give(worker, Audit(account=2, slices=4))
     url = make_url(worker.route.dsn).set(drivername="postgresql")

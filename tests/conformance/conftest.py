@@ -13,12 +13,19 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.schema import CreateSchema, DropSchema
 
 from sqla_jobs import JobValueError
+from sqla_jobs._store.heads import _shared_memory
 from tests.conformance.factories import Base, Elsewhere
 from tests.drivers.portal import portal
 from tests.security.roles import AsApplication
 
 CORE = {"test_settle", "test_enqueue_many", "test_ordered_ids"}
 """The modules whose tests run on several drivers; --driver runs all of them on one."""
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    """Let no test go by what claims of another one left for the next claim."""
+    _shared_memory.cache_clear()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

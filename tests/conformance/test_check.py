@@ -247,13 +247,13 @@ CASES: dict[str, tuple[str, str, bool, bool]] = {
     ),
     "storage": (
         "ALTER TABLE jobs SET (fillfactor = 71)",
-        "jobs: storage parameter fillfactor is 70 in the code, 71 in the database",
+        "jobs: storage parameter fillfactor is 45 in the code, 71 in the database",
         False,
         False,
     ),
     "no storage": (
         "ALTER TABLE jobs RESET (fillfactor)",
-        "jobs: storage parameter fillfactor is 70 in the code, not set in the database",
+        "jobs: storage parameter fillfactor is 45 in the code, not set in the database",
         False,
         False,
     ),

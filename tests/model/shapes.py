@@ -37,7 +37,7 @@ class Base(DeclarativeBase):
 class Job(JobMixin, Base):
     """The root class."""
 
-    __tablename__ = "jobs"
+    __tablename__ = "model_jobs"
     number: Arg[int] = arg(default=0)
 
 
@@ -67,5 +67,5 @@ KINDS: dict[str, type[Job]] = {"alpha": Alpha, "beta": Beta}
 class Effect(Base):
     """What a holder writes beside each use of its claim."""
 
-    __tablename__ = "effects"
+    __tablename__ = "model_effects"
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True)

@@ -86,7 +86,7 @@ def run(streams: list[int], fields: list[bytes]) -> None:
         os.dup2(stream, number)
         os.close(stream)
     sys.stdin = os.fdopen(0, closefd=False)
-    sys.stdout = os.fdopen(1, "w", closefd=False)
+    # sys.stdout stays: modules that are imported may know it.
     sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
