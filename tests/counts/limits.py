@@ -21,7 +21,7 @@ BATCHES = 10
 # What one job, or one claim, was measured to cost: statements without BEGIN and COMMIT,
 # transactions, round trips, bytes of WAL, buffers that statements hit or read.
 # fmt: off
-# Commit 37f19a0, SQLAlchemy 2.1.9, psycopg 3.3.9.
+# Commit 0ac4f24, SQLAlchemy 2.1.9, psycopg 3.3.9.
 POSTGRESQL = 18
 MEASURED: dict[str, Counts] = {
     "session.add + commit":              Counts( 1.010,  1.000,  3.020,    578,  4.310),
@@ -29,12 +29,12 @@ MEASURED: dict[str, Counts] = {
     "enqueue() + commit":                Counts( 1.010,  1.000,  3.020,    580,  4.310),
     "add_all of 1,000":                  Counts( 0.002,  0.001,  0.004,    539,  5.631),
     "enqueue_many of 1,000":             Counts( 0.002,  0.001,  0.004,    497,  4.723),
-    "AsyncRunner, no-op":                Counts( 0.006,  0.006,  0.018,    705, 20.529),
-    "Runner, no-op":                     Counts( 0.026,  0.028,  0.080,    695, 20.440),
-    "Runner, one row each":              Counts( 2.250,  1.320,  5.000,    894, 28.680),
-    "Runner, one row each, in batches":  Counts( 0.032,  0.022,  0.078,    830, 23.530),
+    "AsyncRunner, no-op":                Counts( 0.005,  0.005,  0.015,    701, 20.506),
+    "Runner, no-op":                     Counts( 0.024,  0.026,  0.074,    691, 20.310),
+    "Runner, one row each":              Counts( 2.220,  1.300,  4.940,    830, 25.460),
+    "Runner, one row each, in batches":  Counts( 0.030,  0.020,  0.070,    826, 23.520),
     "claim of 10":                       Counts( 1.000,  1.000,  3.050,  3_278, 76.550),
-    "claim of 100":                      Counts( 1.000,  1.000,  3.050, 33_263,    798),
+    "claim of 100":                      Counts( 1.000,  1.000,  3.050, 33_719,    798),
 }
 # fmt: on
 
