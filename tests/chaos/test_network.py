@@ -197,7 +197,8 @@ def test_latency_costs_no_lease(play: Play) -> None:
     worker = play.worker(play.latency)
     assert all(one.await_ready() for one in play.scene.workers)
     at = time.monotonic()
-    strike = play.strike(play.latency, "1")
+    # 50 ms each way: with 300, a renewal would take two of the lease's three seconds.
+    strike = play.strike(play.latency, "8")
     ids = play.give(worker, Audit(account=2, slices=4))
     url = make_url(worker.route.dsn).set(drivername="postgresql")
     with psycopg.connect(url.render_as_string(hide_password=False)) as connection:
