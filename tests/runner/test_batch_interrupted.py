@@ -25,6 +25,7 @@ def tasks(count: int, **values: Any) -> list[Task]:
     return [Task(n=n, **values) for n in range(count)]
 
 
+@pytest.mark.read_committed("its transaction locks the job elsewhere")
 def test_cancelled_job_leaves_its_batch(kit: Kit) -> None:
     """It ends cancelled, its writes are undone; the others run alone."""
     sizes: list[int] = []
