@@ -8,17 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tests.benchmarks.growth import PARTS, PLOTS
+from tests.benchmarks.plots import save, style
 
 Points = Sequence[Mapping[str, Any]]
 COLORS = ("#3b82f6", "#e8730c", "#16a34a", "#a855f7")
-GREY = "#808080"  # readable on white and on black: the pictures have no background
 FIGURES = {"buffers": "buffers per claim", "ms": "ms per claim, with COMMIT"}
-SAME_IN_EACH_RUN: Any = {"svg.hashsalt": "growth", "svg.fonttype": "none"}
 
 
 def plot_growth(parts: Mapping[str, Points], folder: Path) -> list[Path]:
@@ -29,18 +27,6 @@ def plot_growth(parts: Mapping[str, Points], folder: Path) -> list[Path]:
         if points:
             written += save(_figure(name, points), folder / f"growth-{name}")
     return written
-
-
-def save(figure: Figure, path: Path) -> list[Path]:
-    """Write *figure* as *path*, PNG and SVG, and return both files."""
-    made = []
-    with mpl.rc_context(SAME_IN_EACH_RUN):
-        for ending in ("png", "svg"):
-            target = path.with_name(f"{path.name}.{ending}")
-            metadata = {"Date": None} if ending == "svg" else None
-            figure.savefig(target, dpi=120, transparent=True, metadata=metadata)
-            made.append(target)
-    return made
 
 
 def _figure(name: str, points: Points) -> Figure:
@@ -76,19 +62,6 @@ def _log_scale(axes: Axes, values: Iterable[int]) -> None:
     else:
         axes.set_xscale("log")
     axes.set_yscale("log")
-
-
-def style(axes: Axes, title: str) -> None:
-    """Make *axes* readable on a light page and on a dark one."""
-    axes.set_title(title, color=GREY, fontsize=10)
-    axes.tick_params(colors=GREY, which="both", labelsize=8)
-    axes.xaxis.label.set_color(GREY)
-    axes.yaxis.label.set_color(GREY)
-    for spine in axes.spines.values():
-        spine.set_color(GREY)
-    axes.grid(visible=True, color=GREY, alpha=0.25, linewidth=0.6)
-    legend = axes.legend(fontsize=7, framealpha=0, labelcolor=GREY)
-    legend.set_zorder(3)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -105,18 +105,19 @@ def _picture(title: str, bars: list[Bar]) -> Picture:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlim(left=0)
-    style(axes, title)
+    style(axes, title, grid="x")
     return picture
 
 
-def style(axes: Axes, title: str) -> None:
+def style(axes: Axes, title: str, *, grid: Literal["both", "x"] = "both") -> None:
     """Make *axes* readable on a light page and on a dark one."""
     axes.set_title(title, color=GREY, fontsize=10)
     axes.tick_params(colors=GREY, which="both", labelsize=8)
     axes.xaxis.label.set_color(GREY)
+    axes.yaxis.label.set_color(GREY)
     for spine in axes.spines.values():
         spine.set_color(GREY)
-    axes.grid(visible=True, axis="x", color=GREY, alpha=0.25, linewidth=0.6)
+    axes.grid(visible=True, axis=grid, color=GREY, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.legend(fontsize=7, framealpha=0, labelcolor=GREY)
 
@@ -130,5 +131,5 @@ def _soak(rows: list[dict[str, float]]) -> Picture:
             axes.plot(minutes, [row[key] for row in rows], color=color, label=label)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("minutes")
-        style(axes, title)
+        style(axes, title, grid="x")
     return picture

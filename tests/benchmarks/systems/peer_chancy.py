@@ -9,7 +9,7 @@ from typing import Any
 from chancy import Chancy, Job, Queue, Worker
 
 from tests.benchmarks.systems.effects import Effects
-from tests.benchmarks.systems.program import TEXT, Counter, Facts, System, main
+from tests.benchmarks.systems.program import TEXT, Client, Counter, Facts, main
 
 SLOTS = 200
 THREADS = 10
@@ -49,7 +49,7 @@ _VALUES = (
 )
 
 
-class Peer(System):
+class Peer(Client):
     """Async functions on the loop, sync ones in threads."""
 
     facts = Facts(
@@ -80,7 +80,7 @@ class Peer(System):
         ),
     )
 
-    def app(self, size: int = 1) -> Any:
+    def opened(self, size: int = 1) -> Any:
         """Return the app; entered, it is connected."""
         return Chancy(
             self.options.dsn,
@@ -93,7 +93,7 @@ class Peer(System):
         """Make the tables and the queues."""
         always: dict[str, Any] = {"eager_polling": True, "polling_interval": 1}
         loop, threads = Chancy.Executor.Async, Chancy.Executor.Threaded
-        async with self.app(2) as app:
+        async with self.opened(2) as app:
             await app.migrate()
             for name, slots, executor in (
                 ("default", SLOTS, loop),
@@ -112,34 +112,15 @@ class Peer(System):
             max_attempts=1,
         )
 
-    async def fill(self) -> None:
-        """Enqueue the jobs of a drain."""
-        async with self.app() as app:
-            await self.bulk(app)
-
     async def bulk(self, app: Any) -> None:
         """Push all, 1,000 a batch."""
         jobs = [self.job(number) for number in self.numbers]
         async for _ in app.push_many(jobs, batch_size=1_000):
             pass
 
-    async def enqueue(self) -> None:
-        """Enqueue as told."""
-        async with self.app() as app:
-            if self.options.how == "bulk":
-                with self.watch:
-                    await self.bulk(app)
-            else:
-                await self.one_by_one(self.sender(app))
-
     def sender(self, app: Any) -> Callable[[int], Awaitable[object]]:
         """Return what enqueues one job."""
         return lambda number: app.push(self.job(number))
-
-    async def tell(self) -> list[tuple[float, float]]:
-        """Enqueue jobs at intervals."""
-        async with self.app() as app:
-            return await self.pace(self.sender(app))
 
     async def work(self) -> None:
         """Run jobs until killed."""
@@ -147,7 +128,7 @@ class Peer(System):
         logging.disable(logging.INFO)
         counter = self.counter
         effects = await Effects.opened(self.options, "psycopg")
-        async with self.app(10) as app:
+        async with self.opened(10) as app:
             worker = Worker(app, register_signal_handlers=False)
             worker.send_outgoing_interval = OUTGOING_SECONDS
             async with worker:

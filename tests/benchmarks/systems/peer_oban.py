@@ -12,7 +12,7 @@ from oban import Oban, worker
 from oban.schema import install
 
 from tests.benchmarks.systems.effects import Effects
-from tests.benchmarks.systems.program import TEXT, Counter, Facts, System, main, parts
+from tests.benchmarks.systems.program import TEXT, Client, Counter, Facts, main, parts
 
 LIMIT = 200
 counter: Counter
@@ -51,7 +51,7 @@ WORKERS: dict[str, Any] = {
 }
 
 
-class Peer(System):
+class Peer(Client):
     """Handlers are async only."""
 
     facts = Facts(
@@ -106,33 +106,14 @@ class Peer(System):
         args = {"number": number, "text": TEXT}
         return WORKERS[self.options.kind].new(args)
 
-    async def fill(self) -> None:
-        """Enqueue the jobs of a drain."""
-        async with self.opened() as app:
-            await self.bulk(app)
-
     async def bulk(self, app: Any) -> None:
         """Enqueue all, 5,000 a call."""
         for part in parts(self.numbers, 5_000):
             await app.enqueue_many([self.job(number) for number in part])
 
-    async def enqueue(self) -> None:
-        """Enqueue as told."""
-        async with self.opened() as app:
-            if self.options.how == "bulk":
-                with self.watch:
-                    await self.bulk(app)
-            else:
-                await self.one_by_one(self.sender(app))
-
     def sender(self, app: Any) -> Callable[[int], Awaitable[object]]:
         """Return what enqueues one job."""
         return lambda number: app.enqueue(self.job(number))
-
-    async def tell(self) -> list[tuple[float, float]]:
-        """Enqueue jobs at intervals."""
-        async with self.opened() as app:
-            return await self.pace(self.sender(app))
 
     async def work(self) -> None:
         """Run jobs until killed."""

@@ -11,7 +11,7 @@ import procrastinate
 from psycopg_pool import AsyncConnectionPool
 
 from tests.benchmarks.systems.effects import Effects
-from tests.benchmarks.systems.program import TEXT, Facts, System, main, parts
+from tests.benchmarks.systems.program import TEXT, Client, Facts, main, parts
 
 SLOTS = 20
 _HUSH = "ALTER TABLE procrastinate_jobs DISABLE TRIGGER USER"
@@ -24,7 +24,7 @@ def unchecked_pool(**options: Any) -> Any:
     return AsyncConnectionPool(**{**options, "check": None})
 
 
-class Peer(System):
+class Peer(Client):
     """Async tasks on the loop, sync ones in threads."""
 
     facts = Facts(
@@ -108,11 +108,6 @@ class Peer(System):
         async with self.opened() as app:
             await app.schema_manager.apply_schema_async()
 
-    async def fill(self) -> None:
-        """Enqueue the jobs of a drain."""
-        async with self.opened() as app:
-            await self.bulk(app)
-
     async def bulk(self, app: Any) -> None:
         """Defer all, 1,000 a call."""
         task = app.tasks[self.task]
@@ -120,24 +115,10 @@ class Peer(System):
             calls = [{"number": number, "text": TEXT} for number in part]
             await task.batch_defer_async(*calls)
 
-    async def enqueue(self) -> None:
-        """Enqueue as told."""
-        async with self.opened() as app:
-            if self.options.how == "bulk":
-                with self.watch:
-                    await self.bulk(app)
-            else:
-                await self.one_by_one(self.sender(app))
-
     def sender(self, app: Any) -> Callable[[int], Awaitable[object]]:
         """Return what enqueues one job."""
         task = app.tasks[self.task]
         return lambda number: task.defer_async(number=number, text=TEXT)
-
-    async def tell(self) -> list[tuple[float, float]]:
-        """Enqueue jobs at intervals."""
-        async with self.opened() as app:
-            return await self.pace(self.sender(app))
 
     async def work(self) -> None:
         """Run jobs until killed."""

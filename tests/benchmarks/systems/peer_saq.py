@@ -13,7 +13,7 @@ from saq import Worker
 from saq.queue.postgres import PostgresQueue
 
 from tests.benchmarks.systems.effects import Effects
-from tests.benchmarks.systems.program import TEXT, Facts, System, main, parts
+from tests.benchmarks.systems.program import TEXT, Client, Facts, main, parts
 
 SLOTS = 10
 POOL = 20
@@ -23,7 +23,7 @@ _ADD = (
 )
 
 
-class Peer(System):
+class Peer(Client):
     """Async functions on the loop, sync ones in threads."""
 
     facts = Facts(
@@ -106,11 +106,6 @@ class Peer(System):
                     await self.bulk(queue)
             else:
                 await self.one_by_one(self.sender(queue))
-
-    async def tell(self) -> list[tuple[float, float]]:
-        """Enqueue jobs at intervals."""
-        async with self.opened() as queue:
-            return await self.pace(self.sender(queue))
 
     async def work(self) -> None:
         """Run jobs until killed."""

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -226,6 +227,41 @@ class System:
                 await sent
             times.append((start, time.monotonic()))
         return times
+
+
+class Client(System):
+    """A system with a client that is connected, and sends one job or many."""
+
+    def opened(self) -> AbstractAsyncContextManager[Any]:
+        """Return the client; entered, it is connected."""
+        raise NotImplementedError
+
+    async def bulk(self, client: Any) -> None:
+        """Enqueue all jobs, by what the system has for many."""
+        raise NotImplementedError
+
+    def sender(self, client: Any) -> Callable[[int], Awaitable[object]]:
+        """Return what enqueues the job with a number."""
+        raise NotImplementedError
+
+    async def fill(self) -> None:
+        """Enqueue the jobs of a drain."""
+        async with self.opened() as client:
+            await self.bulk(client)
+
+    async def enqueue(self) -> None:
+        """Enqueue as told."""
+        async with self.opened() as client:
+            if self.options.how == "bulk":
+                with self.watch:
+                    await self.bulk(client)
+            else:
+                await self.one_by_one(self.sender(client))
+
+    async def tell(self) -> list[tuple[float, float]]:
+        """Enqueue jobs at intervals."""
+        async with self.opened() as client:
+            return await self.pace(self.sender(client))
 
 
 def parts(numbers: range, size: int) -> list[range]:
