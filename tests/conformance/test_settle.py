@@ -285,6 +285,25 @@ def test_one_attempt_twice_in_one_batch(session: Session) -> None:
     assert [row["error"] for row in attempts_of(session, job)] == ["first"]
 
 
+@pytest.mark.parametrize("action", ["retry", "snooze", "complete", "discard"])
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "in a batch"])
+def test_attempt_that_was_settled_is_not_settled_again(
+    session: Session, action: str, beside: bool
+) -> None:
+    """Its token still matches; what was written first counts, and stays."""
+    job = make_job(session, state="running")
+    settle_one(session, job, action, delay=5.0)
+    before = row_of(session, job)
+    rows = [Settlement(job, 1, "complete", result='"late"')]
+    if beside:
+        other = make_job(session, state="running")
+        rows.append(Settlement(other, 1, "complete"))
+
+    assert job not in settle(session, TABLES, rows, now=LATER)
+
+    assert row_of(session, job) == before
+
+
 def test_expired_lease_is_still_held(session: Session) -> None:
     """Until somebody rescues it, a job settles long after its lease."""
     job = make_job(session, state="running", leased_until=NOW - timedelta(days=9))

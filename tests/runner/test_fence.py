@@ -476,3 +476,22 @@ def test_flush_is_refused_in_a_transaction_that_was_open(kit: Kit) -> None:
     kit.drain()
 
     assert (refused, kit.notes()) == (["the lease is lost"], [])
+
+
+def test_engine_with_options_of_its_own_is_fenced_once(threads: Kit) -> None:
+    """It hears each commit twice: as the engine behind it does, and itself."""
+    kit = threads
+
+    async def run(job: Any, ctx: Any) -> None:
+        if job.n == 1:
+            ctx.session.bind = ctx.session.bind.execution_options(note="own")
+        effects(ctx.session, job, f"job {job.n}")
+
+    kit.handle(run)
+    kit.run(concurrency=1)
+    for n in range(3):
+        (job,) = kit.add(Task(n=n))
+        kit.until_state(job, "completed")
+
+    assert kit.notes() == ["job 0", "job 1", "job 2"]
+    assert kit.sql("SELECT max(attempt) FROM jobs") == 1

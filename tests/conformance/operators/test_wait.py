@@ -97,12 +97,12 @@ def test_ended_job_is_answered_at_once(
 
 
 def test_end_after_the_first_look_is_seen(
-    job_engine: Engine, sessions: sessionmaker[Session], elsewhere: Elsewhere
+    app_engine: Engine, sessions: sessionmaker[Session], elsewhere: Elsewhere
 ) -> None:
     """A job that ends while somebody waits ends the wait."""
     job = elsewhere(make_job, Send, state="running")
 
-    with after_a_look(job_engine, lambda: elsewhere(end, job, result=[1])):
+    with after_a_look(app_engine, lambda: elsewhere(end, job, result=[1])):
         status = wait(sessions, job, LONG, job_class=Job)
 
     assert (status.state, status.result) == (JobState.COMPLETED, [1])
@@ -203,7 +203,7 @@ def test_unknown_job_is_an_error(elsewhere: Elsewhere, waiting: Waiting) -> None
 
 
 def test_job_deleted_during_the_wait_is_an_error(
-    job_engine: Engine, sessions: sessionmaker[Session], elsewhere: Elsewhere
+    app_engine: Engine, sessions: sessionmaker[Session], elsewhere: Elsewhere
 ) -> None:
     """Nobody knows how it ended; the error says what was known."""
     job = elsewhere(make_job, Send, state="running")
@@ -213,13 +213,13 @@ def test_job_deleted_during_the_wait_is_an_error(
 
     with (
         pytest.raises(JobNotFound, match=f"job {job} was deleted .*; it was last runn"),
-        after_a_look(job_engine, remove),
+        after_a_look(app_engine, remove),
     ):
         wait(sessions, job, LONG, job_class=Job)
 
 
 def test_nothing_is_held_between_looks(
-    job_engine: Engine, sessions: sessionmaker[Session], elsewhere: Elsewhere
+    app_engine: Engine, sessions: sessionmaker[Session], elsewhere: Elsewhere
 ) -> None:
     """A hundred waiters must not empty the pool: each look gives its own back."""
     job = elsewhere(make_job, Send, state="running")
@@ -232,8 +232,8 @@ def test_nothing_is_held_between_looks(
     def back(*args: Any) -> None:
         lent["now"] -= 1
 
-    event.listen(job_engine, "checkout", out)
-    event.listen(job_engine, "checkin", back)
+    event.listen(app_engine, "checkout", out)
+    event.listen(app_engine, "checkin", back)
     pauses = _Watch.pauses
 
     def watched(self: _Watch) -> Iterator[float]:
@@ -245,8 +245,8 @@ def test_nothing_is_held_between_looks(
         patch.setattr(_Watch, "pauses", watched)
         with pytest.raises(TimeoutError):
             wait(sessions, job, SHORT, job_class=Job)
-    event.remove(job_engine, "checkout", out)
-    event.remove(job_engine, "checkin", back)
+    event.remove(app_engine, "checkout", out)
+    event.remove(app_engine, "checkin", back)
 
     assert lent["looks"] >= 2
 
