@@ -35,9 +35,9 @@ FLOOR = nox.project.python_versions(PROJECT)[0]
 # `minimum` wants the oldest Python; the others take the one that runs nox.
 OLDEST = None if sys.version_info[:2] == (3, int(FLOOR.split(".")[1])) else FLOOR
 
-# Three processes per core, since half of the time tests wait; each has a server of its
+# Two processes per core, since half of the time tests wait; each has a server of its
 # own. The blocks of a document share names, so a file stays in one process.
-WORKERS = 3 * (os.cpu_count() or 1)
+WORKERS = 2 * (os.cpu_count() or 1)
 PYTEST = ("python", "-m", "pytest", "-n", str(WORKERS), "--dist", "loadfile")
 # Every process of theirs would compile what it imports.
 COMPILED = {"PYTHONDONTWRITEBYTECODE": None, "UV_COMPILE_BYTECODE": "1"}

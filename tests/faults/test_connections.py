@@ -28,8 +28,8 @@ DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2", "pg8000")
 MINUTE = timedelta(minutes=1)
 TIMEOUTS = {
     "idle_in_transaction_session_timeout": "6s",
-    "statement_timeout": "20ms",
-    "lock_timeout": "10ms",
+    "statement_timeout": "200ms",
+    "lock_timeout": "100ms",
     "idle_session_timeout": "7s",
 }
 """What an administrator may set for all sessions of an application."""
@@ -148,7 +148,7 @@ def slow(kit: Kit) -> None:
         waits = text(
             "SELECT count(*) FROM pg_locks WHERE NOT granted"
             " AND relation = 'jobs'::regclass AND waitstart < clock_timestamp()"
-            " - interval '100 ms'"
+            " - interval '300 ms'"
         )
         kit.until(lambda: connection.scalar(waits))
     kit.until_state(job, "completed")
