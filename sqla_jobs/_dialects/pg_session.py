@@ -35,7 +35,7 @@ def limit_session(
     pid = _told_pid(raw)
     if pid is None:
         return False
-    settings = _timeouts(limit, silence) | _keepalives(limit)
+    settings = _bounds(limit, silence) | _keepalives(limit)
     ours = f"pg_catalog.pg_backend_pid() = {pid}"
     found = _set(connection, settings, is_local="false", where=ours)
     connection.commit()
@@ -44,7 +44,7 @@ def limit_session(
 
 def limit_transaction(connection: Any, limit: timedelta, *, silence: timedelta) -> None:
     """Set the limits of the transaction that has just begun."""
-    _set(connection, _timeouts(limit, silence), is_local="true", where="true")
+    _set(connection, _bounds(limit, silence), is_local="true", where="true")
 
 
 def limit_commit(milliseconds: ColumnElement[str]) -> ColumnElement[Any]:
@@ -61,7 +61,7 @@ def watch_client() -> list[ColumnElement[Any]]:
     ]
 
 
-def _timeouts(limit: timedelta, silence: timedelta) -> dict[str, int]:
+def _bounds(limit: timedelta, silence: timedelta) -> dict[str, int]:
     # Those of the role or the database are meant for others; 0 means none, and a lock
     # is waited for no longer than the statement may take. What we send reads few rows,
     # whatever the planner expects: to compile it took up to 5 s, to run it 0.03.

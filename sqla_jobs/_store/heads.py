@@ -107,6 +107,7 @@ class _Room:
         self.slots: Counter[Subscription | None] = Counter(slots)
         rooms = this.rooms or {}
         self.queues = Counter({name: room.slots for name, room in rooms.items()})
+        self.ids: list[int] = []
 
     def admit(self, row: Any) -> bool:
         """Return whether the head may be taken, and count it if so."""
@@ -114,12 +115,15 @@ class _Room:
         suspect = row.crashes >= SUSPECT_CRASHES
         if self.limit <= 0 or self.slots[of] <= 0 or suspect > self.suspects:
             return False
+        if row.id in self.ids:  # of an earlier look
+            return False
         if self.rooms is not None and not self._has_room(row):
             return False
         self.limit -= 1
         self.slots[of] -= 1
         self.queues[row.queue] -= 1
         self.suspects -= suspect
+        self.ids.append(row.id)
         return True
 
     def _has_room(self, row: Any) -> bool:
@@ -129,8 +133,8 @@ class _Room:
         return room.room(row.channel) > 0
 
 
-def _chosen(this: _Round, rows: Sequence[Any], *, at_random: bool) -> list[int]:
-    """Return the ids to take: of those named and the others in turn, or at random."""
+def _choose(room: _Room, rows: Sequence[Any], *, at_random: bool) -> None:
+    """Admit what to take: of those named and the others in turn, or at random."""
     ready = [row for row in rows if row.ready]
     named = [row for row in ready if row.chain is None]
     others = [row for row in ready if row.chain is not None]
@@ -138,18 +142,20 @@ def _chosen(this: _Round, rows: Sequence[Any], *, at_random: bool) -> list[int]:
     ready = list({row.id: row for row in mixed if row is not None}.values())
     if at_random:
         random.shuffle(ready)
-    room = _Room(this)
-    return [row.id for row in ready if room.admit(row)]
+    for row in ready:
+        room.admit(row)
 
 
 def _claim(this: _Round) -> list[Any]:
     """Lease heads, from where the last claim stopped, once round the channels."""
-    memory = this.memory
+    memory, room = this.memory, _Room(this)
     starts = {name: memory.after.get(name, START) for name in this.chains}
-    ids, ended = _look(this, starts, list(this.named))
-    if not ids:
+    ended = _look(this, room, starts, list(this.named))
+    # A runner comes again soon; a low-level claim is one call, not one of many.
+    if not room.ids or (this.ask.memory is None and room.limit > 0):
         rest = {name: START for name in ended if starts[name] != START}
-        ids, _ = _look(this, rest, [])
+        _look(this, room, rest, [])
+    ids = room.ids
     if not ids:
         return []
     jobs = lease_heads(this.session, this.tables, this.ask, ids, plain=this.plain)
@@ -160,31 +166,34 @@ def _claim(this: _Round) -> list[Any]:
 
 
 def _look(
-    this: _Round, starts: Mapping[str, Channel], named: Sequence[Channel]
-) -> tuple[list[int], list[str]]:
-    """Return ids of heads to take, and the chains that were gone through to the end."""
-    memory, began = this.memory, monotonic()
-    # A low-level claim is one call, not one of many: it always looks.
+    this: _Round,
+    room: _Room,
+    starts: Mapping[str, Channel],
+    named: Sequence[Channel],
+) -> list[str]:
+    """Admit heads to take; return the chains that were gone through to the end."""
+    memory, began, before = this.memory, monotonic(), len(room.ids)
+    # A low-level claim always looks.
     if starts and this.ask.memory is not None and not memory.may_look(began):
         starts = {}
     if not starts and not named:
-        return [], []
+        return []
     look = Look(starts, named, max(1, LOOKS // max(1, len(starts))), this.plain)
     rows = look_at_heads(this.session, this.tables, this.ask, look)
-    ids = _chosen(this, rows, at_random=memory.crowded)
+    _choose(room, rows, at_random=memory.crowded)
     if not starts:
-        return ids, []
-    vain, ended = _note(this, look, rows, ids)
+        return []
+    vain, ended = _note(this, look, rows, room.ids)
     whole = all(start == START for start in starts.values())
     memory.looked(
         monotonic(),
         monotonic() - began,
         vain=vain,
-        found=len(ids),
+        found=len(room.ids) - before,
         # With nothing found, what is before the starts is looked at next.
-        complete=len(ended) == len(starts) and (whole or not ids),
+        complete=len(ended) == len(starts) and (whole or not room.ids),
     )
-    return ids, ended
+    return ended
 
 
 def _note(

@@ -37,7 +37,7 @@ from sqla_jobs.handlers import Handler
 from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.runner.attempt import Attempt, Interruption
 from sqla_jobs.runner.control import Limits, Outage
-from sqla_jobs.runner.execute import Around, OnError, log_fields
+from sqla_jobs.runner.execute import Around, OnError, log_fields, log_settled
 from sqla_jobs.runner.options import (
     Options,
     check_callables,
@@ -416,7 +416,7 @@ class RunnerBase(Upkeep):
         """Note what became of an attempt; return whether its job is due again soon."""
         if state is JobState.COMPLETED and not log.isEnabledFor(logging.DEBUG):
             return self._free(attempt)
-        self._log_settled(attempt, state)
+        log_settled(attempt, state)
         if state in (JobState.RETRYABLE, JobState.DISCARDED):
             with self._lock:
                 self.failures += 1
@@ -435,18 +435,6 @@ class RunnerBase(Upkeep):
         with self._lock:
             self._plan.look(time.monotonic())
         return True
-
-    @staticmethod
-    def _log_settled(attempt: Attempt, state: JobState | None) -> None:
-        if state is None:
-            log.warning(
-                "job %s: attempt %s no longer held the lease; its outcome was dropped",
-                attempt.job_id, attempt.number, extra=log_fields(attempt),
-            )  # fmt: skip
-        elif state is JobState.DISCARDED:
-            log.error("job %s discarded", attempt.job_id, extra=log_fields(attempt))
-        elif log.isEnabledFor(logging.DEBUG):
-            log.debug("job %s %s", attempt.job_id, state, extra=log_fields(attempt))
 
     def _interrupt(self, attempt: Attempt, why: Interruption) -> None:
         """End an attempt from outside its handler, and settle it at once."""

@@ -108,6 +108,19 @@ def log_fields(attempt: Attempt) -> dict[str, Any]:
     }
 
 
+def log_settled(attempt: Attempt, state: JobState | None) -> None:
+    """Log what became of an attempt; None if it no longer held the lease."""
+    if state is None:
+        log.warning(
+            "job %s: attempt %s no longer held the lease; its outcome was dropped",
+            attempt.job_id, attempt.number, extra=log_fields(attempt),
+        )  # fmt: skip
+    elif state is JobState.DISCARDED:
+        log.error("job %s discarded", attempt.job_id, extra=log_fields(attempt))
+    elif log.isEnabledFor(logging.DEBUG):
+        log.debug("job %s %s", attempt.job_id, state, extra=log_fields(attempt))
+
+
 def refuse_undecodable(attempt: Attempt) -> Settlement | None:
     """
     Return the settlement that discards a job whose payload no longer decodes.
