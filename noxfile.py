@@ -58,7 +58,11 @@ DEPENDENT = (
     "--ignore=tests/conformance/operators",
     *(
         f"--ignore=tests/conformance/test_{name}.py"
-        for name in ("explain", "fair", "holds_late", "lanes", "limits", "rescue")
+        for name in (
+            *("explain", "fair", "heads", "holds", "holds_late", "idempotency"),
+            *("lanes", "limits", "operate", "ordered_ids", "ordered_refusals"),
+            *("ordered_sends", "rescue", "retention", "stage", "unique_concurrent"),
+        )
     ),
     *("tests/integration/cli/test_settings.py", "-m", "not slow"),
 )
