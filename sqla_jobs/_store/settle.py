@@ -95,8 +95,8 @@ def settle(
     else:
         build = partial(_settling, names=names, skip=not wait, limited=limited)
         params |= {name: list(values[name]) for name in names}
-    result = execute(session, tables, build, params)
-    return {row[0]: STATES[row[1]] for row in result}
+    found = execute(session, tables, build, params).all()
+    return {row[0]: STATES[row[1]] for row in found}
 
 
 def _names(values: Mapping[str, Sequence[Any]]) -> tuple[str, ...]:

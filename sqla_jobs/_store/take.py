@@ -193,7 +193,7 @@ def take(
     with naming_missing_tables(tables):
         if build is _entities:
             return list(session.scalars(statement, values))
-        found = connection.execute(statement, values)
+        found = connection.execute(statement, values).all()
         return instances(tables, found) if ask.entities else list(found)
 
 

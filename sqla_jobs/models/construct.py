@@ -42,8 +42,16 @@ class Plan:
         if given.ordered:
             self.row["ordered"] = True
         self.setters = _setters(cls)
+        self._reads: list[tuple[str, Callable[[Any, int], Any]]] | None = None
         self.defaults = [_default_of(one) for one in self.args.values()]
         self.factories = _dataclass_factories(cls)
+
+    @property
+    def reads(self) -> list[tuple[str, Callable[[Any, int], Any]]]:
+        """What checks the stored value of each argument; it raises for a bad one."""
+        if self._reads is None:
+            self._reads = [(name, one.codec.read) for name, one in self.args.items()]
+        return self._reads
 
 
 def plan_of(cls: type[Any]) -> Plan:

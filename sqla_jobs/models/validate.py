@@ -53,8 +53,12 @@ def decode_payload(job: Any) -> None:
     Raises:
         PayloadError: If one does not; names the job, the argument and the problem.
     """
-    for name in plan_of(type(job)).args:
-        getattr(job, name)
+    payload = job.__dict__.get("payload")
+    for name, read in plan_of(type(job)).reads:
+        try:
+            read(payload[name], 0)
+        except Exception:  # noqa: BLE001 - it has a default, or says what is wrong
+            getattr(job, name)
 
 
 def _check_option(cls: type[Any], name: str, value: Any) -> None:

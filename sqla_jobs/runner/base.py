@@ -410,7 +410,7 @@ class RunnerBase(Upkeep):
         if item.refused:
             return None
         failure = settle_error(item.attempt.facts, getattr(exc, "orig", None) or exc)
-        return [[replace(item, settlement=failure, refused=True)]]
+        return [[item._replace(settlement=failure, refused=True)]]
 
     def _note(self, attempt: Attempt, row: Settlement, state: JobState | None) -> bool:
         """Note what became of an attempt; return whether its job is due again soon."""

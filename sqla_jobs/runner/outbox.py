@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqla_jobs._core.settle import Settlement
 from sqla_jobs.runner.attempt import Attempt
@@ -16,8 +16,7 @@ AGAIN = 0.05  # seconds until an outcome whose row was locked is tried again
 LINGER = 0.005  # seconds a first outcome waits for company while jobs are running
 
 
-@dataclass(frozen=True, slots=True)
-class Outgoing:
+class Outgoing(NamedTuple):
     """A settlement to write; *refused* if it replaces one that no row could hold."""
 
     attempt: Attempt

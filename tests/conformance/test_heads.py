@@ -400,6 +400,7 @@ def test_eight_claimers_keep_each_channel_in_order(
 
 
 @pytest.mark.slow
+@pytest.mark.read_committed("nobody tries again after a conflict")
 def test_retries_do_not_let_others_overtake(
     sessions: sessionmaker[Session],
 ) -> None:

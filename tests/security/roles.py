@@ -19,7 +19,7 @@ from sqla_jobs.models.inspect import known_roots
 
 OURS = str(Path(sqla_jobs.__file__).parent)
 ROLES = ("enqueue", "work", "admin")
-PASSWORD = "none is asked for"  # a server may ask all the same
+PASSWORD = "none-is-asked-for"  # a server may ask all the same
 
 
 class Roles:
