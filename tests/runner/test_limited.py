@@ -214,6 +214,7 @@ def test_drain_works_off_limited_and_ordered_jobs(kit: Kit) -> None:
     assert sorted(ran) == list(range(30))
 
 
+@pytest.mark.wakes
 def test_paused_queue_resumes_with_the_commit(kit: Kit) -> None:
     """Whoever ends the pause wakes the runners."""
 

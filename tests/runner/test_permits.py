@@ -330,9 +330,10 @@ def test_wait_for_a_permit_ends_like_a_handler(
     kit: Kit, why: str, state: str, counted: int
 ) -> None:
     """A cancel, the timeout or a forced stop settles the job, which never runs."""
-    go, ended = threading.Event(), threading.Event()
+    asked, go, ended = threading.Event(), threading.Event(), threading.Event()
 
     async def acquire(job: Any) -> None:
+        asked.set()
         try:
             await wait_for(go)
         finally:
@@ -342,7 +343,7 @@ def test_wait_for_a_permit_ends_like_a_handler(
     timeout = timedelta(seconds=0.3) if why == "timeout" else None
     (job,) = kit.add(Task(timeout=timeout, max_attempts=1))
     running = kit.run(lease=LEASE)
-    kit.until(lambda: kit.job(job).state == "running")
+    kit.until(asked.is_set)
 
     if why == "cancel":
         with kit.Session.begin() as session:
