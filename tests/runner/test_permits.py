@@ -340,7 +340,7 @@ def test_wait_for_a_permit_ends_like_a_handler(
             ended.set()
 
     seen = Seen(kit, acquire)
-    timeout = timedelta(seconds=0.3) if why == "timeout" else None
+    timeout = timedelta(seconds=2) if why == "timeout" else None
     (job,) = kit.add(Task(timeout=timeout, max_attempts=1))
     running = kit.run(lease=LEASE)
     kit.until(asked.is_set)
