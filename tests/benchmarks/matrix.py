@@ -147,7 +147,7 @@ def _two(entries: Sequence[Entry]) -> tuple[Entry, ...]:
 
 _DRAIN = (
     _ours("async"),
-    _ours("asyncpg", "asyncpg"),
+    _ours("async-psycopg", "psycopg"),
     _ours("asyncio", "asyncio's own loop"),
     _raw("", "asyncpg"),
     *_peers("", _ASYNC),

@@ -169,9 +169,9 @@ class SqlaJobs(System):
     facts = Facts(
         packages=("sqla-jobs", "sqlalchemy", "psycopg", "asyncpg", "uvloop"),
         config=(
-            f"AsyncRunner with {SLOTS} slots on uvloop and psycopg; Runner with"
-            f" {THREADS} threads; {WRITERS} handlers that write at once; batches of"
-            f" {BATCH}; jobs kept (default retention)"
+            f"AsyncRunner with {SLOTS} slots on uvloop and asyncpg; Runner with"
+            f" {THREADS} threads and psycopg; {WRITERS} handlers that write at once;"
+            f" batches of {BATCH}; jobs kept (default retention)"
         ),
         pending=(
             "SELECT EXISTS (SELECT FROM jobs WHERE state = 'available' AND NOT ordered)"
@@ -199,8 +199,8 @@ class SqlaJobs(System):
         return create_engine(url, pool_size=WRITERS)
 
     def async_engine(self) -> AsyncEngine:
-        """Return an engine of psycopg, or of asyncpg if told so."""
-        driver = "asyncpg" if self.options.how == "asyncpg" else "psycopg"
+        """Return an engine of asyncpg, or of psycopg if told so."""
+        driver = "psycopg" if self.options.how == "async-psycopg" else "asyncpg"
         url = self.options.dsn.replace("://", f"+{driver}://", 1)
         return create_async_engine(url, pool_size=WRITERS)
 
