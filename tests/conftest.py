@@ -16,6 +16,9 @@ from tests.security.roles import AsApplication, applications, is_of_the_owner
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
+DEADLINES = {"chaos", "crash", "drivers", "failover", "faults", "pooler"}
+"""Folders of tests that give other processes, and leases, a few seconds."""
+
 DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2")
 
 
@@ -33,6 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--roles", action="store_true", help="jobs by roles with the least privileges"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Try again, once and in the report, what a machine fails that stands still."""
+    for item in items:
+        if not DEADLINES.isdisjoint(item.path.parts):
+            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
