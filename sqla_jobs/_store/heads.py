@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, zip_longest
@@ -107,7 +107,7 @@ class _Room:
         self.slots: Counter[Subscription | None] = Counter(slots)
         rooms = this.rooms or {}
         self.queues = Counter({name: room.slots for name, room in rooms.items()})
-        self.ids: list[int] = []
+        self.ids: dict[int, None] = {}  # a set in order
 
     def admit(self, row: Any) -> bool:
         """Return whether the head may be taken, and count it if so."""
@@ -123,7 +123,7 @@ class _Room:
         self.slots[of] -= 1
         self.queues[row.queue] -= 1
         self.suspects -= suspect
-        self.ids.append(row.id)
+        self.ids[row.id] = None
         return True
 
     def _has_room(self, row: Any) -> bool:
@@ -155,7 +155,7 @@ def _claim(this: _Round) -> list[Any]:
     if not room.ids or (this.ask.memory is None and room.limit > 0):
         rest = {name: START for name in ended if starts[name] != START}
         _look(this, room, rest, [])
-    ids = room.ids
+    ids = list(room.ids)
     if not ids:
         return []
     jobs = lease_heads(this.session, this.tables, this.ask, ids, plain=this.plain)
@@ -197,7 +197,7 @@ def _look(
 
 
 def _note(
-    this: _Round, look: Look, rows: Sequence[Any], ids: Sequence[int]
+    this: _Round, look: Look, rows: Sequence[Any], ids: Collection[int]
 ) -> tuple[int, list[str]]:
     """Note where the next looks begin; return those in vain, and the ended chains."""
     vain, ended = 0, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import ClauseElement, inspect
@@ -55,10 +56,17 @@ def decode_payload(job: Any) -> None:
     """
     payload = job.__dict__.get("payload")
     for name, read in plan_of(type(job)).reads:
-        try:
-            read(payload[name], 0)
-        except Exception:  # noqa: BLE001 - it has a default, or says what is wrong
-            getattr(job, name)
+        if not _decodes(payload, name, read):
+            getattr(job, name)  # it has a default, or says what is wrong
+
+
+def _decodes(payload: Any, name: str, read: Callable[[Any, int], Any]) -> bool:
+    # Apart, so that its error, which shows the value, is no part of any traceback.
+    try:
+        read(payload[name], 0)
+    except Exception:  # noqa: BLE001 - whatever it is, the attribute says it
+        return False
+    return True
 
 
 def _check_option(cls: type[Any], name: str, value: Any) -> None:
