@@ -37,8 +37,8 @@ OLDEST = None if sys.version_info[:2] == (3, int(FLOOR.split(".")[1])) else FLOO
 
 # Two processes per core, since half of the time tests wait; each has a server of its
 # own. The blocks of a document share names, so a file stays in one process.
-WORKERS = 2 * (os.cpu_count() or 1)
-PYTEST = ("python", "-m", "pytest", "-n", str(WORKERS), "--dist", "loadfile")
+CORES = os.cpu_count() or 1
+PYTEST = ("python", "-m", "pytest", "-n", str(2 * CORES), "--dist", "loadfile")
 # Every process of theirs would compile what it imports.
 COMPILED = {"PYTHONDONTWRITEBYTECODE": None, "UV_COMPILE_BYTECODE": "1"}
 
@@ -64,7 +64,7 @@ DEPENDENT = (
             *("ordered_sends", "rescue", "retention", "stage", "unique_concurrent"),
         )
     ),
-    *("tests/integration/cli/test_settings.py", "-m", "not slow"),
+    "tests/integration/cli/test_settings.py",
 )
 
 SHIPPED = {
@@ -90,12 +90,22 @@ def demo(session: nox.Session) -> None:
     session.run("python", "docs/examples/code_index/main.py", *session.posargs)
 
 
+def both(session: nox.Session, *chosen: str, but: str = "") -> None:
+    """Run these tests, then, with a core for each process, what has to be in time."""
+    if session.posargs:
+        session.run(*PYTEST, *session.posargs, env=COMPILED)
+        return
+    session.run(*PYTEST, *chosen, "-m", f"not timing{but}", env=COMPILED)
+    each = ("-n", str(CORES), "-m", f"timing{but}")
+    session.run(*PYTEST, *chosen, *each, env=COMPILED)
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, and the code blocks of the README and the documentation."""
     wanted = group("tests", "fuzz")
     session.install("-e", ".[demo,http,reload]", *wanted, env=COMPILED)
-    session.run(*PYTEST, *session.posargs, env=COMPILED)
+    both(session)
 
 
 @nox.session
@@ -132,7 +142,7 @@ def minimum(session: nox.Session) -> None:
     oldest.write_text("\n".join(pins))
     wanted = ["-e", ".[demo,http,reload]", *group("tests")]
     session.install(*wanted, "--constraint", str(oldest), env=COMPILED)
-    session.run(*PYTEST, *(session.posargs or DEPENDENT), env=COMPILED)
+    both(session, *DEPENDENT, but=" and not slow")
 
 
 @nox.session

@@ -16,8 +16,17 @@ from tests.security.roles import AsApplication, applications, is_of_the_owner
 hypothesis.settings.register_profile("any machine", deadline=None)
 hypothesis.settings.load_profile("any machine")
 
-DEADLINES = {"chaos", "crash", "drivers", "failover", "faults", "pooler"}
+TIMING = {"chaos", "crash", "drivers", "failover", "faults", "pooler"}
 """Folders of tests that give other processes, and leases, a few seconds."""
+
+LATE = [
+    "still not so",
+    "did not stop",
+    r"no \w+ of job",
+    r"assert \(?[\d.]+ <",
+    "Timeout",
+]
+"""What their errors say when only a wait ran out: no promise was broken."""
 
 DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2")
 
@@ -39,10 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Try again, once and in the report, what a machine fails that stands still."""
+    """Wait again, once and in the report, where a machine stood still."""
     for item in items:
-        if not DEADLINES.isdisjoint(item.path.parts):
-            item.add_marker(pytest.mark.flaky(reruns=1, reruns_delay=2))
+        if item.path.parent.name in TIMING:
+            item.add_marker(pytest.mark.timing)
+            again = pytest.mark.flaky(reruns=1, reruns_delay=2, only_rerun=LATE)
+            item.add_marker(again)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any, NoReturn
 
 from sqlalchemy import inspect
@@ -42,16 +43,13 @@ class Plan:
         if given.ordered:
             self.row["ordered"] = True
         self.setters = _setters(cls)
-        self._reads: list[tuple[str, Callable[[Any, int], Any]]] | None = None
         self.defaults = [_default_of(one) for one in self.args.values()]
         self.factories = _dataclass_factories(cls)
 
-    @property
+    @cached_property
     def reads(self) -> list[tuple[str, Callable[[Any, int], Any]]]:
         """What checks the stored value of each argument; it raises for a bad one."""
-        if self._reads is None:
-            self._reads = [(name, one.codec.read) for name, one in self.args.items()]
-        return self._reads
+        return [(name, one.codec.read) for name, one in self.args.items()]
 
 
 def plan_of(cls: type[Any]) -> Plan:

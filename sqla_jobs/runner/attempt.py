@@ -11,7 +11,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
-from sqlalchemy.orm.attributes import instance_state
 
 from sqla_jobs._core.limits import NO_FEATURES, Features
 from sqla_jobs._core.outcomes import Outcome
@@ -204,13 +203,6 @@ class Attempt(Guard):
     def ending(self) -> bool:
         """Whether the outcome is known and goes into the next commit."""
         return self.final is not None
-
-    @property
-    def used(self) -> bool:
-        """Whether outcome and effects must be one commit."""
-        if self.session is None:
-            return bool(instance_state(self.job).modified)
-        return super().used
 
     def lock_jobs(self, connection: Connection) -> None:
         """

@@ -107,6 +107,26 @@ class Play:
                 one.signal(signal.SIGCONT)
         return ids
 
+    def held(self) -> dict[str, list[int]]:
+        """Give a nap and an audit to the worker of each partition, at work together."""
+        for _ in range(5):
+            held = {
+                nemesis.name: self.give(
+                    self.worker(nemesis),
+                    Nap(account=1, seconds=4.5),
+                    Audit(account=1, slices=8),
+                )
+                for nemesis in self.partitions
+            }
+            ids = [job for jobs in held.values() for job in jobs]
+            first = Job.id.in_(ids), Job.state == "running", Job.attempt == 1
+            with Session(self.scene.engine) as session:
+                begun = session.scalar(select(func.count(Job.id)).where(*first))
+            if begun == len(ids):
+                return held
+            self.completed(ids)  # a machine that stood still: a lease has run out
+        raise AssertionError("leases run out before all have begun")
+
     def add(self, *jobs: Any) -> list[int]:
         """Enqueue jobs for anybody."""
         with Session(self.scene.engine, expire_on_commit=False) as session:
@@ -160,28 +180,22 @@ def test_partitioned_jobs_are_taken_over(play: Play) -> None:
     itself; what it still had on its way to the server is refused there.
     """
     play.need(play.partitions[0])
-    held = {
-        nemesis.name: play.give(
-            play.worker(nemesis),
-            Nap(account=1, seconds=4.5),
-            Audit(account=1, slices=8),
-        )
-        for nemesis in play.partitions
-    }
+    held = play.held()
     at = time.monotonic()
-    for nemesis in play.partitions:
-        nemesis.routes[0].namespace.drop(*WAYS[nemesis.name])
-
-    for nemesis in play.partitions:
-        worker, (nap, audit) = play.worker(nemesis), held[nemesis.name]
-        again = [play.hear("start", job, worker, by=False) for job in (nap, audit)]
-        most = limits(slowness()).recovery
-        assert max(event.at for event in again) - at <= most
-        stopped = play.hear("end", nap, worker)
-        assert stopped.values[-1] in ("AttemptInterrupted", "CancelledError")
-        assert stopped.at < again[0].at
-    for nemesis in play.partitions:
-        nemesis.heal()
+    try:
+        for nemesis in play.partitions:
+            nemesis.routes[0].namespace.drop(*WAYS[nemesis.name])
+        for nemesis in play.partitions:
+            worker, (nap, audit) = play.worker(nemesis), held[nemesis.name]
+            again = [play.hear("start", job, worker, by=False) for job in (nap, audit)]
+            most = limits(slowness()).recovery
+            assert max(event.at for event in again) - at <= most
+            stopped = play.hear("end", nap, worker)
+            assert stopped.values[-1] in ("AttemptInterrupted", "CancelledError")
+            assert stopped.at < again[0].at
+    finally:
+        for nemesis in play.partitions:
+            nemesis.heal()
     healed = time.monotonic()
 
     play.completed([job for jobs in held.values() for job in jobs])
