@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 LOOKS = 500
 """Most heads that one claim looks at in vain."""
@@ -20,7 +21,22 @@ SOON = 0.02
 REST = 0.05
 """Seconds for which a queue without free slots is not looked at, in others' favour."""
 
+FROM_THE_HEAD = 1.0
+"""Seconds after which a claim looks at the head of the claim index again."""
+
+FROM_THE_HEAD_WOKEN = 0.1
+"""The same once there was a notification: something more urgent may have come."""
+
 Channel = tuple[str, str]
+
+
+class Mark(NamedTuple):
+    """A place in the claim order of a queue."""
+
+    priority: int
+    lane: int
+    run_at: Any
+    id: int
 
 
 @dataclass(slots=True)
@@ -35,6 +51,7 @@ class Memory:
         unfinished: Whether there may be jobs that are ready, but were not looked at.
         passed_over: Whether plain jobs filled the last low-level claim, and others
             were not looked at.
+        marks: Per queue, the last job of a claim that got all it asked for.
     """
 
     after: dict[str, Channel] = field(default_factory=dict)
@@ -42,6 +59,9 @@ class Memory:
     crowded: bool = False
     unfinished: bool = False
     passed_over: bool = False
+    marks: dict[str, Mark] = field(default_factory=dict)
+    _from_head_at: float = float("-inf")
+    _woken: bool = False
     _look_at: float = float("-inf")
     _vain: int = 0
     _rests: dict[str, float] = field(default_factory=dict)
@@ -58,6 +78,26 @@ class Memory:
     def is_late(self) -> bool:
         """Whether something was settled since the claim began."""
         return self._settled != self._began
+
+    # Plain jobs
+
+    def may_go_on(self, now: float) -> bool:
+        """Return whether a claim may begin where the last one ended."""
+        rest = FROM_THE_HEAD_WOKEN if self._woken else FROM_THE_HEAD
+        return bool(self.marks) and now < self._from_head_at + rest
+
+    def looks_from_head(self, now: float) -> None:
+        """Note that a claim begins at the head."""
+        self._from_head_at, self._woken = now, False
+        self.marks.clear()
+
+    def took(self, jobs: Iterable[Any], *, all_asked_for: bool) -> None:
+        """Note what a claim took, in claim order."""
+        if not all_asked_for:
+            self.marks.clear()
+            return
+        for job in jobs:
+            self.marks[job.queue] = Mark(job.priority, job.lane, job.run_at, job.id)
 
     # Heads of ordered channels
 
@@ -110,8 +150,8 @@ class Memory:
         self._rests.pop(queue, None)
 
     def woke(self) -> None:
-        """Note a notification: there may be new heads anywhere."""
-        self._vain = 0
+        """Note a notification: there may be new jobs anywhere."""
+        self._vain, self._woken = 0, True
 
     def again_in(self, seconds: float, *, unfinished: bool = True) -> None:
         """

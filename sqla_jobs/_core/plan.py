@@ -14,8 +14,8 @@ from sqla_jobs._core.subscriptions import (
 )
 from sqla_jobs.errors import JobValueError
 
-HOT_SECONDS = 0.15  # longer than a NOTIFY suppresses later ones (0.05 s)
-HOT_POLL = 0.02
+HOT_SECONDS = 0.15  # longer than a NOTIFY suppresses later ones, and their COMMITs take
+HOT_POLLS = 0.012, 0.05  # the first, when a NOTIFY suppresses no more; and the longest
 COOLDOWN = 0.003  # lets slots gather, so that a claim takes several jobs
 CLAIM_SHARE = 5  # in a flood, that many times as long as a claim took
 MAX_COOLDOWN = 0.05
@@ -161,6 +161,8 @@ class Plan:
     _cooldown: float = COOLDOWN
     _sweep_at: float = 0.0
     _hot_until: float = float("-inf")
+    _hot_poll: float = HOT_POLLS[0]
+    _woken: bool = False  # since the last claim was sent, which may not have seen why
     _away_until: float = float("-inf")
     _quiet: bool = False  # nothing ran when the last claim was sent
     _empty: bool = False  # it found nothing, and nothing runs
@@ -185,6 +187,7 @@ class Plan:
             return Sweep()
         if wanted is not None and now >= due:
             self._quiet = not self.running and not self.unsettled
+            self._woken = False
             return wanted
         return Wait(max(0.0, min(self._sweep_at, due) - now))
 
@@ -283,9 +286,18 @@ class Plan:
         else:
             for queue, asked in _asked(step):
                 self._backlog[queue] = full or by_queue.get(queue, 0) >= asked
-        self._claim_at = now + (HOT_POLL if now < self._hot_until else self.poll)
+        self._claim_at = now + self._pause(now, found=got > 0)
         if self.burst and not self.running and not self.unsettled:
             self._found_nothing(now)
+
+    def _pause(self, now: float, *, found: bool) -> float:
+        """Return seconds until the next look without a reason."""
+        if self._woken or now >= self._hot_until:
+            return 0.0 if self._woken else self.poll
+        first, longest = HOT_POLLS
+        pause = first if found else self._hot_poll
+        self._hot_poll = min(longest, 2 * pause)
+        return min(pause, self.poll)
 
     def _found_nothing(self, now: float) -> None:
         """Note an empty claim; one that an end overtook did not see what that left."""
@@ -325,6 +337,8 @@ class Plan:
     def woke(self, now: float) -> None:
         """Note a NOTIFY: look now, and for a while more often."""
         self._hot_until = now + HOT_SECONDS
+        self._hot_poll, _ = HOT_POLLS
+        self._woken = True
         self._claim_at = now
         self._empty = self._idle = False
 

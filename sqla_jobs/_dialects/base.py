@@ -207,6 +207,13 @@ class JobDialect(ABC):
         """Return what lets the server notice a vanished client in this transaction."""
         return ()
 
+    def begin_claims(self) -> Sequence[ColumnElement[Any]]:
+        """
+        Return what a session needs whose claims commit by themselves: READ COMMITTED,
+        and one plan for each, which reads few rows however the table grows.
+        """
+        return ()
+
     @abstractmethod
     def is_conflict(self, exc: BaseException) -> bool:
         """Return whether *exc* is a serialization failure or a deadlock."""

@@ -178,6 +178,10 @@ class PostgreSQLDialect(JobDialect):
         """Return ``set_config(...)`` of keepalives for the rest of the transaction."""
         return pg_session.watch_client()
 
+    def begin_claims(self) -> Sequence[ColumnElement[Any]]:
+        """Return ``set_config(...)`` of defaults and planner settings."""
+        return pg_session.begin_claims()
+
     def is_conflict(self, exc: BaseException) -> bool:
         """Return whether *exc* is a serialization failure or a deadlock."""
         return self.sqlstate(exc) in CONFLICTS

@@ -26,7 +26,8 @@ from sqla_jobs._store.features import feature_flags, read_queues
 from sqla_jobs._store.heads import claim_heads, memory_of
 from sqla_jobs._store.managed import claim_managed
 from sqla_jobs._store.pick import pick
-from sqla_jobs._store.take import Ask, claim_order, entity_order, take, taking_columns
+from sqla_jobs._store.plain import claim_plain
+from sqla_jobs._store.take import Ask, claim_order, entity_order, taking_columns
 from sqla_jobs.errors import JobValueError
 from sqla_jobs.models import JobTables, job_tables
 from sqla_jobs.models.backoffs import backoff_of_queue
@@ -147,7 +148,7 @@ def _claim_plain(
     session: Session, tables: JobTables, ask: Ask
 ) -> tuple[list[Any], Features]:
     """Lease rows, and learn in the same statement what it left alone."""
-    build = partial(_flagged, variant=_variant(ask))
+    build = partial(_flagged, variant=ask.variant)
     found = execute(session, tables, build, ask.params()).all()
     ordered, rows_of_queues = found[0].has_ordered, found[0].has_queues
     rows = [row for row in found if row.id is not None]
@@ -166,10 +167,6 @@ def _flagged(
     taken = taking_columns(tables, dialect, picked).cte("taken")
     flags = select(*feature_flags(tables, backoffs=True)).subquery("flags")
     return select(flags, taken).select_from(flags.outerjoin(taken, literal(True)))
-
-
-def _variant(ask: Ask) -> tuple[Any, ...]:
-    return ask.shape, ask.kinds is None, ask.late > 0
 
 
 def claim_jobs(  # noqa: PLR0913 - one keyword per condition
@@ -212,7 +209,7 @@ def claim_jobs(  # noqa: PLR0913 - one keyword per condition
         entities=True,
         memory=memory,
     )
-    sources = [_plain, *_other_sources(features)]
+    sources = [claim_plain, *_other_sources(features)]
     # None may always come first: it could take every slot, every time.
     random.shuffle(sources)
     found = _claim_from(session, tables, ask, features, sources)
@@ -246,12 +243,6 @@ def _claim_from(
             ask = ask.after(jobs)
             found += jobs
     return found
-
-
-def _plain(
-    session: Session, tables: JobTables, ask: Ask, features: Features
-) -> list[Any]:
-    return take(session, tables, ask, pick, *_variant(ask))
 
 
 def load_relationships(session: Session, jobs: Sequence[Any]) -> None:

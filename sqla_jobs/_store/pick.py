@@ -23,9 +23,11 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    tuple_,
     union_all,
 )
 
+from sqla_jobs._core.memory import Mark
 from sqla_jobs._core.states import SUSPECT_CRASHES, JobState, Lane
 from sqla_jobs._dialects import JobDialect, bind
 from sqla_jobs._store.base import word
@@ -57,8 +59,30 @@ def pick(
     ]
     if late or shape.prefixes or len(sources) > 1:
         return _pick_of_many(tables, dialect, sources, all_kinds=all_kinds, late=late)
-    wanted = sources[0].wanted
-    found = _candidates(tables, dialect, sources[0], all_kinds=all_kinds)
+    return _pick_of_one(tables, dialect, sources[0], all_kinds=all_kinds)
+
+
+def pick_after(tables: JobTables, dialect: JobDialect, all_kinds: bool) -> CTE:
+    """The ids to take after a place in each queue, of that priority and lane."""
+    job = tables.table.c
+    columns = {f"after_{name}": job[name].type for name in Mark._fields}
+    given = dialect.rows("wanted", {"queue": Text(), "slots": Integer(), **columns})
+    place = given.c
+    conditions = (
+        job.priority == place.after_priority,
+        job.lane == place.after_lane,
+        tuple_(job.run_at, job.id) > tuple_(place.after_run_at, place.after_id),
+    )
+    source = _Source(0, given, place.queue, place.slots, place.queue, conditions)
+    return _pick_of_one(tables, dialect, source, all_kinds=all_kinds)
+
+
+def _pick_of_one(
+    tables: JobTables, dialect: JobDialect, source: _Source, *, all_kinds: bool
+) -> CTE:
+    """Pick from queues that are named one by one."""
+    wanted = source.wanted
+    found = _candidates(tables, dialect, source, all_kinds=all_kinds)
     suspect = found.c.crashes >= SUSPECT_CRASHES
     ranked = (
         select(

@@ -136,6 +136,11 @@ class Ask:
             prefixes=any(isinstance(one, Prefix) for one in self.queues),
         )
 
+    @property
+    def variant(self) -> tuple[Shape, bool, bool]:
+        """What `pick` has to know of it."""
+        return self.shape, self.kinds is None, self.late > 0
+
     def shares(self, queue: str) -> list[Share]:
         """
         Return what may be taken from *queue*, in disjoint parts; none if nothing.

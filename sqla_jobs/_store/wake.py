@@ -21,7 +21,7 @@ from sqla_jobs._dialects import JobDialect, dialect_of
 from sqla_jobs._store.base import built_once, connection_of, execute
 from sqla_jobs.models import JobTables
 
-COALESCE_SECONDS = 0.05
+COALESCE_SECONDS = 0.01
 """How long a committed notification stands for later ones of the same process."""
 
 _KEY = "sqla_jobs.wake"

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Session
+from sqlalchemy.util import greenlet_spawn
 
-from sqla_jobs._dialects import dialect_of
 from sqla_jobs.runner.control import (
     CONFLICT_RETRIES,
+    Control,
     Limits,
-    clone_engine,
     conflict_pause,
 )
 
@@ -26,17 +27,17 @@ class AsyncControl:
     """Short transactions on connections of the runner's own."""
 
     def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
-        self.engine = AsyncEngine(clone_engine(engine, limits))
-        self.dialect = dialect_of(self.engine.sync_engine)
+        self._control = Control(engine, limits)
+        self.engine = AsyncEngine(self._control.engine)
+        self.dialect = self._control.dialect
 
-    async def run(self, work: Callable[[Session], T]) -> T:
-        """Run *work* in one transaction; conflicts are retried in place."""
+    async def run(self, work: Callable[[Session], T], *, single: bool = False) -> T:
+        """Do as `Control.run` does."""
+        once = partial(self._control.once, work, single=single)
         for attempt in range(CONFLICT_RETRIES):
             try:
-                async with AsyncSession(self.engine, expire_on_commit=False) as session:
-                    result = await session.run_sync(work)
-                    await session.commit()
-                    return result
+                # All of it in one greenlet: an AsyncSession makes one for each step.
+                return await greenlet_spawn(once)
             except DBAPIError as exc:
                 if not self.dialect.is_conflict(exc) or attempt + 1 == CONFLICT_RETRIES:
                     raise
@@ -45,4 +46,4 @@ class AsyncControl:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self.engine.dispose()
+        await greenlet_spawn(self._control.close)

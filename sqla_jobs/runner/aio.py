@@ -380,7 +380,8 @@ class AsyncRunner(RunnerBase):
 
     async def _claim(self, step: Claim) -> list[Attempt]:
         work = timed(partial(self._claim_work, step=step))
-        sent, jobs = await self._control.run(work)
+        single = self._claims_by_one_statement()
+        sent, jobs = await self._control.run(work, single=single)
         self._outage.worked()
         return self._claimed(step, jobs, sent)
 

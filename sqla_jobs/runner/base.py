@@ -30,6 +30,7 @@ from sqla_jobs._store.claim import (
     claim_jobs,
     load_relationships,
 )
+from sqla_jobs._store.entities import are_plain
 from sqla_jobs._store.lease import settled_state, still_held
 from sqla_jobs._store.settle import settle
 from sqla_jobs.errors import Difference
@@ -304,6 +305,15 @@ class RunnerBase(Upkeep):
         )
         load_relationships(session, jobs)
         return jobs
+
+    def _claims_by_one_statement(self) -> bool:
+        """Whether the next claim is a statement that may commit by itself."""
+        features = self._features
+        if features.ordered or features.managed or self._memory.marks:
+            return False
+        classes = (self.tables.kinds[kind] for kind in self.handlers)
+        loads = any(cls.__job_options__.load for cls in classes)
+        return not loads and are_plain(self.tables)
 
     def _found(self) -> Features:
         return self._features

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, select
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session
@@ -72,16 +72,24 @@ class Limits:
         for engine in self._engines:
             engine.dispose(close=False)
 
+    def begins(self, info: Any, raw: Any) -> None:
+        """Note that the connection with that *info* is at work."""
+        self._busy[id(info)] = time.monotonic(), raw
+
+    def ends(self, info: Any) -> None:
+        """Note that it may be silent."""
+        self._busy.pop(id(info), None)
+
     def watch(self, own: Engine, theirs: Engine) -> None:
         """Note which connections of the engine *own* are at work."""
         self._engines.update((own, theirs))
         pool = own.pool
 
         def begins(_: Any, record: Any, __: Any) -> None:
-            self._busy[id(record)] = time.monotonic(), record.driver_connection
+            self.begins(record.info, record.driver_connection)
 
         def ends(_: Any, record: Any) -> None:
-            self._busy.pop(id(record), None)
+            self.ends(record.info)
 
         event.listen(pool, "checkout", begins)
         event.listen(pool, "checkin", ends)
@@ -183,29 +191,104 @@ def bind_of(session: Session, root: type[Any]) -> Engine:
     return bind
 
 
+class Kept:
+    """
+    A session that is kept, for claims that need no transaction around them.
+
+    To check a connection out, begin, plan, commit and give it back takes longer than
+    such a claim does. Not for threads: one statement at a time.
+    """
+
+    def __init__(self, engine: Engine, dialect: JobDialect, limits: Limits) -> None:
+        self._engine, self._dialect, self._limits = engine, dialect, limits
+        self._session: Session | None = None
+        self._doubtful = False
+
+    def doubt(self) -> None:
+        """Note that another connection broke: this one is probably no better."""
+        self._doubtful = True
+
+    def run(self, work: Callable[[Session], T]) -> T:
+        """Run *work* in it; what it sends commits by itself."""
+        if self._doubtful:
+            self.close()
+        session = self._session or self._open()
+        connection = session.connection()
+        raw, info = connection.connection.driver_connection, connection.info
+        self._limits.begins(info, raw)
+        try:
+            found = work(session)
+        except BaseException:
+            self.close()
+            raise
+        self._limits.ends(info)
+        # A pooler's has its limits for a transaction only: never kept.
+        if SHARED in info:
+            self.close()
+        return found
+
+    def _open(self) -> Session:
+        connection = self._engine.connect()
+        # Not an option of the engine: the isolation level it has would come after that.
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        self._session = Session(connection, expire_on_commit=False)
+        if SHARED not in connection.info and (needed := self._dialect.begin_claims()):
+            connection.execute(select(*needed))
+        return self._session
+
+    def close(self) -> None:
+        """Close its connection: as it is, it is of no use to others."""
+        session, self._session, self._doubtful = self._session, None, False
+        if session is not None:
+            connection = session.get_bind()
+            assert isinstance(connection, Connection)
+            connection.invalidate()
+            session.close()
+            connection.close()
+
+
 class Control:
     """Short transactions on connections of the runner's own."""
 
     def __init__(self, engine: Engine, limits: Limits | None = None) -> None:
+        limits = limits or Limits()
         self.engine = clone_engine(engine, limits)
         self.dialect = dialect_of(self.engine)
+        self._kept = Kept(self.engine, self.dialect, limits)
 
-    def run(self, work: Callable[[Session], T]) -> T:
-        """Run *work* in one transaction; conflicts are retried in place."""
+    def run(self, work: Callable[[Session], T], *, single: bool = False) -> T:
+        """
+        Run *work* in one transaction; conflicts are retried in place.
+
+        Args:
+            single: Whether it is one claim, which needs no transaction around it.
+        """
         for attempt in range(CONFLICT_RETRIES):
             try:
-                with Session(self.engine, expire_on_commit=False) as session:
-                    result = work(session)
-                    session.commit()
-                    return result
+                return self.once(work, single=single)
             except DBAPIError as exc:
                 if not self.dialect.is_conflict(exc) or attempt + 1 == CONFLICT_RETRIES:
                     raise
                 time.sleep(conflict_pause(attempt))
         raise AssertionError  # pragma: no cover
 
+    def once(self, work: Callable[[Session], T], *, single: bool) -> T:
+        """Run *work* without another try."""
+        if single:
+            return self._kept.run(work)
+        try:
+            with Session(self.engine, expire_on_commit=False) as session:
+                result = work(session)
+                session.commit()
+                return result
+        except DBAPIError as exc:
+            if exc.connection_invalidated:
+                self._kept.doubt()
+            raise
+
     def close(self) -> None:
         """Close the connections."""
+        self._kept.close()
         self.engine.dispose()
 
 

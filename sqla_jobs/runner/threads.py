@@ -352,7 +352,8 @@ class Runner(RunnerBase):
 
     def _claim(self, step: Claim) -> list[Attempt]:
         work = timed(partial(self._claim_work, step=step))
-        sent, jobs = self._control.run(work)
+        single = self._claims_by_one_statement()
+        sent, jobs = self._control.run(work, single=single)
         self._outage.worked()
         return self._claimed(step, jobs, sent)
 

@@ -312,14 +312,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     return clock
 
 
-def test_a_committed_notification_stands_for_50_ms(
+def test_a_committed_notification_stands_for_10_ms(
     session: Session, db: Engine, clock: FakeClock
 ) -> None:
-    """Within 50 ms of the last one's commit no other is sent; then again."""
+    """Within 10 ms of the last one's commit no other is sent; then again."""
     session.add(Ping())
     session.commit()
     with executed(db) as seen:
-        clock.now += 0.049
+        clock.now += 0.009
         session.add(Ping())
         session.commit()
         assert seen == ["INSERT"]

@@ -12,7 +12,7 @@ from sqla_jobs import JobValueError
 from sqla_jobs._core.plan import (
     CLAIM_SHARE,
     COOLDOWN,
-    HOT_POLL,
+    HOT_POLLS,
     HOT_SECONDS,
     MAX_COOLDOWN,
     MAX_PENDING,
@@ -241,15 +241,45 @@ def test_idle_runner_sweeps_and_claims_once_per_poll() -> None:
 
 def test_wake_up_looks_at_once_and_stays_hot() -> None:
     """After a NOTIFY the runner polls often, longer than a NOTIFY is suppressed."""
+    first, longest = HOT_POLLS
     plan = plan_of()
     claim(plan, 0.0)
     plan.woke(0.3)
 
     claim(plan, 0.3)
-    assert plan.next_step(0.3) == wait(HOT_POLL)
-    claim(plan, 0.3 + HOT_POLL)
+    assert plan.next_step(0.3) == wait(first)
+    claim(plan, now := 0.3 + first)
+    assert plan.next_step(now) == wait(2 * first)
+    claim(plan, now := now + 2 * first)
+    claim(plan, now := now + 4 * first)
+    assert plan.next_step(now) == wait(longest)
     claim(plan, 0.31 + HOT_SECONDS)
     assert plan.next_step(0.32 + HOT_SECONDS) == wait(0.68 - HOT_SECONDS)
+
+
+def test_job_that_no_wake_up_announced_brings_the_next_look_forward() -> None:
+    """Where one NOTIFY was suppressed, another may have been."""
+    first, _ = HOT_POLLS
+    plan = plan_of()
+    plan.woke(0.3)
+    claim(plan, 0.3)
+    claim(plan, now := 0.3 + first)
+    claim(plan, now := now + 2 * first, default=1)
+
+    assert plan.next_step(now) == wait(first)
+
+
+def test_wake_up_during_a_claim_is_not_lost() -> None:
+    """The claim may not have seen what the NOTIFY was about: the next one follows."""
+    plan = plan_of()
+    step = plan.next_step(0.3)
+    assert isinstance(step, Claim)
+    plan.woke(0.301)
+    plan.claimed(0.302, step, {})
+
+    assert plan.next_step(0.302) == Claim(4, None)
+    claim(plan, 0.303)
+    assert isinstance(plan.next_step(0.303), Wait)
 
 
 def test_next_due_job_is_waited_for_exactly() -> None:

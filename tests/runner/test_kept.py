@@ -1,0 +1,216 @@
+"""Claims of plain jobs: one statement, on a connection that is kept, commits itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from sqla_jobs.runner.control import CONFLICT_RETRIES, Control, Limits
+from tests.runner.harness import Kit, Loaded, Task
+from tests.runner.test_limited import limit
+
+PID = select(func.pg_backend_pid())
+END_MYSELF = select(func.pg_terminate_backend(func.pg_backend_pid()))
+
+
+@pytest.fixture
+def control(engine: Engine) -> Iterator[Control]:
+    """Yield the connections of a runner."""
+    control = Control(engine, Limits(timedelta(seconds=9)))
+    yield control
+    control.close()
+
+
+def pid_of(control: Control) -> Any:
+    """Return which server process runs a single statement."""
+    return control.run(lambda session: session.scalar(PID), single=True)
+
+
+@pytest.fixture
+def table(engine: Engine) -> Iterator[str]:
+    """Yield the name of a table with a number."""
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE kept_numbers (number int PRIMARY KEY)"))
+    yield "kept_numbers"
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE kept_numbers"))
+
+
+def insert(number: int) -> Any:
+    """Return work that inserts a number."""
+    stmt = text("INSERT INTO kept_numbers VALUES (:number)")
+    return lambda session: session.execute(stmt, {"number": number})
+
+
+@pytest.mark.direct("a pooler's connection is never kept")
+def test_single_statement_commits_by_itself(
+    control: Control, engine: Engine, table: str
+) -> None:
+    """Others see it at once, and the connection is neither given back nor waiting."""
+    control.run(insert(1), single=True)
+
+    state = "SELECT state, query FROM pg_stat_activity WHERE pid = :pid"
+    with engine.connect() as other:
+        assert other.scalar(text(f"SELECT sum(number) FROM {table}")) == 1
+        found = other.execute(text(state), {"pid": (pid := pid_of(control))}).one()
+    assert found.state == "idle"
+    assert pid_of(control) == pid
+
+
+@pytest.mark.direct("a pooler's connection is never kept")
+def test_connection_of_a_failed_statement_is_replaced(
+    control: Control, table: str
+) -> None:
+    """The error is the statement's own; the next one has a new connection."""
+    before = pid_of(control)
+    control.run(insert(1), single=True)
+
+    with pytest.raises(DBAPIError, match="kept_numbers_pkey"):
+        control.run(insert(1), single=True)
+
+    assert pid_of(control) != before
+    control.run(insert(2), single=True)
+
+
+@pytest.mark.direct("a pooler's connection is never kept")
+def test_connection_that_others_make_doubtful_is_replaced(
+    control: Control, engine: Engine
+) -> None:
+    """Where the server ended one, it has ended all: that is one outage, not two."""
+    before = pid_of(control)
+    with pytest.raises(DBAPIError):
+        control.run(lambda session: session.execute(END_MYSELF))
+    with engine.begin() as other:
+        other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": before})
+
+    assert pid_of(control) != before
+
+
+def test_conflict_of_a_single_statement_is_tried_again(control: Control) -> None:
+    """As in a transaction: the statement did nothing."""
+    tries = []
+
+    def work(session: Session) -> None:
+        tries.append(0)
+        if len(tries) < CONFLICT_RETRIES:
+            raise_conflict = "DO $$ BEGIN RAISE SQLSTATE '40001'; END $$"
+            session.execute(text(raise_conflict))
+
+    control.run(work, single=True)
+
+    assert len(tries) == CONFLICT_RETRIES
+
+
+@pytest.mark.direct("a pooler's connection is never kept")
+def test_kept_connection_is_not_at_work_between_its_statements(engine: Engine) -> None:
+    """What hangs up on a server that is too long about its answer lets it be."""
+    limits = Limits(timedelta(seconds=9))
+    control = Control(engine, limits)
+
+    def hung_up(session: Session) -> None:
+        limits.hang_up(older_than=-1.0)
+        session.execute(PID)
+
+    try:
+        before = pid_of(control)
+        limits.hang_up(older_than=-1.0)
+        assert pid_of(control) == before
+
+        with pytest.raises(DBAPIError):
+            control.run(hung_up, single=True)
+    finally:
+        control.close()
+
+
+def test_closed_control_keeps_nothing(engine: Engine) -> None:
+    """After `close` no server process is left."""
+    control = Control(engine)
+    pid = pid_of(control)
+    pool = control.engine.pool
+    control.close()
+
+    assert pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert pid_of(control) != pid
+    control.close()
+
+
+# Which claims are single statements
+
+
+async def nothing(job: Any, ctx: Any) -> None:
+    """Do nothing."""
+
+
+def singles(kit: Kit, monkeypatch: pytest.MonkeyPatch, **options: Any) -> set[bool]:
+    """Run what is due; return whether claims that found something were single."""
+    once, found = Control.once, set[bool]()
+
+    def note(control: Control, work: Any, *, single: bool) -> Any:
+        result = once(control, work, single=single)
+        match result:
+            case (float(), [_, *_]):  # of a claim: when it was sent, and its jobs
+                found.add(single)
+        return result
+
+    monkeypatch.setattr(Control, "once", note)
+    kit.drain(**options)
+    return found
+
+
+def test_claim_of_plain_jobs_is_a_single_statement(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else is done in its transaction, so it needs none."""
+    kit.handle(nothing)
+    kit.add(Task(), Task())
+
+    assert singles(kit, monkeypatch) == {True}
+    assert kit.states() == ["completed", "completed"]
+
+
+def test_claim_that_loads_relationships_is_a_transaction(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the second statement fails, the first must not have happened."""
+    kit.handle(nothing, Loaded)
+    kit.add(Loaded())
+
+    assert singles(kit, monkeypatch) == {False}
+
+
+def test_claim_of_managed_queues_is_a_transaction(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots are counted under a lock that is held until the jobs are leased."""
+    kit.handle(nothing)
+    limit(kit, "default", max_running=2)
+    kit.add(Task(), Task())
+
+    assert singles(kit, monkeypatch) == {False}
+
+
+def test_claim_of_ordered_jobs_is_a_transaction(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain jobs and heads of channels are claimed by several statements."""
+    kit.handle(nothing)
+    kit.add(Task(ordered=True, channel="a"), Task())
+
+    assert singles(kit, monkeypatch) == {False}
+
+
+def test_claim_that_goes_on_where_the_last_one_ended_is_a_transaction(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have to look at the head as well."""
+    kit.handle(nothing)
+    kit.add(*(Task() for _ in range(5)))
+
+    assert singles(kit, monkeypatch, concurrency=2) == {True, False}
+    assert set(kit.states()) == {"completed"}
