@@ -202,39 +202,43 @@ class Kept:
     def __init__(self, engine: Engine, dialect: JobDialect, limits: Limits) -> None:
         self._engine, self._dialect, self._limits = engine, dialect, limits
         self._session: Session | None = None
-        self._doubtful = False
+        self._shared = self._doubtful = False
 
     def doubt(self) -> None:
         """Note that another connection broke: this one is probably no better."""
         self._doubtful = True
 
-    def run(self, work: Callable[[Session], T]) -> T:
-        """Run *work* in it; what it sends commits by itself."""
+    def open(self) -> bool:
+        """Make its connection; return False where a pooler gives it to others too."""
         if self._doubtful:
             self.close()
-        session = self._session or self._open()
-        connection = session.connection()
-        raw, info = connection.connection.driver_connection, connection.info
-        self._limits.begins(info, raw)
-        try:
-            found = work(session)
-        except BaseException:
-            self.close()
-            raise
-        self._limits.ends(info)
-        # A pooler's has its limits for a transaction only: never kept.
-        if SHARED in info:
-            self.close()
-        return found
-
-    def _open(self) -> Session:
+        if self._session is not None or self._shared:
+            return not self._shared
         connection = self._engine.connect()
+        if SHARED in connection.info:  # it has its limits in a transaction only
+            self._shared = True
+            connection.close()
+            return False
         # Not an option of the engine: the isolation level it has would come after that.
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         self._session = Session(connection, expire_on_commit=False)
-        if SHARED not in connection.info and (needed := self._dialect.begin_claims()):
-            connection.execute(select(*needed))
-        return self._session
+        if needed := self._dialect.begin_claims():
+            self.run(lambda session: session.execute(select(*needed)))
+        return True
+
+    def run(self, work: Callable[[Session], T]) -> T:
+        """Run *work* in it; what it sends commits by itself."""
+        assert self._session is not None
+        connection = self._session.connection()
+        raw, info = connection.connection.driver_connection, connection.info
+        self._limits.begins(info, raw)
+        try:
+            return work(self._session)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._limits.ends(info)
 
     def close(self) -> None:
         """Close its connection: as it is, it is of no use to others."""
@@ -274,7 +278,7 @@ class Control:
 
     def once(self, work: Callable[[Session], T], *, single: bool) -> T:
         """Run *work* without another try."""
-        if single:
+        if single and self._kept.open():
             return self._kept.run(work)
         try:
             with Session(self.engine, expire_on_commit=False) as session:

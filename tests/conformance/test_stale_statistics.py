@@ -18,7 +18,6 @@ from sqla_jobs.runner.control import Control
 from tests.conformance.factories import DAY, LEASE, NOW, fill
 from tests.conformance.test_plans import TABLES, held_jobs, plans
 
-
 READ = text(
     "SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0)"
     " FROM pg_stat_xact_user_tables WHERE relname LIKE 'jobs%'"
