@@ -128,6 +128,7 @@ def test_kept_connection_is_not_at_work_between_its_statements(engine: Engine) -
         control.close()
 
 
+@pytest.mark.direct("a pooler's server processes are anybody's")
 def test_closed_control_keeps_nothing(engine: Engine) -> None:
     """After `close` no server process is left."""
     control = Control(engine)
