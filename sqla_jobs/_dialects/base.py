@@ -207,12 +207,12 @@ class JobDialect(ABC):
         """Return what lets the server notice a vanished client in this transaction."""
         return ()
 
-    def begin_claims(self) -> Sequence[ColumnElement[Any]]:
+    @abstractmethod
+    def begin_claims(self, connection: Any) -> None:
         """
-        Return what a session needs whose claims commit by themselves: READ COMMITTED,
-        and one plan for each, which reads few rows however the table grows.
+        Prepare the session of the DBAPI *connection*, which is in autocommit, for
+        claims: READ COMMITTED, and one plan for each, whatever the tables hold by then.
         """
-        return ()
 
     @abstractmethod
     def is_conflict(self, exc: BaseException) -> bool:

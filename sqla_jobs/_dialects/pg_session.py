@@ -61,9 +61,9 @@ def watch_client() -> list[ColumnElement[Any]]:
     ]
 
 
-def begin_claims() -> list[ColumnElement[Any]]:
+def begin_claims(connection: Any) -> None:
     """
-    Return what a session needs whose claims commit by themselves.
+    Set what a session needs whose claims commit by themselves.
 
     To plan a claim took twice as long as to run it; so it is planned once, and what
     was planned while the table was small would read all of it later.
@@ -73,10 +73,7 @@ def begin_claims() -> list[ColumnElement[Any]]:
         "plan_cache_mode": "force_generic_plan",
         "enable_seqscan": "off",
     }
-    return [
-        func.set_config(literal(name), literal(value), literal_column("false"))
-        for name, value in settings.items()
-    ]
+    _set(connection, settings, is_local="false", where="true")
 
 
 def _bounds(limit: timedelta, silence: timedelta) -> dict[str, int]:
@@ -102,7 +99,7 @@ def _keepalives(limit: timedelta) -> dict[str, int]:
 
 
 def _set(
-    connection: Any, settings: Mapping[str, int], *, is_local: str, where: str
+    connection: Any, settings: Mapping[str, int | str], *, is_local: str, where: str
 ) -> int:
     """Set what this version of the server knows of *settings*; return how many."""
     rows = ", ".join(f"('{name}', '{value}')" for name, value in settings.items())

@@ -178,9 +178,9 @@ class PostgreSQLDialect(JobDialect):
         """Return ``set_config(...)`` of keepalives for the rest of the transaction."""
         return pg_session.watch_client()
 
-    def begin_claims(self) -> Sequence[ColumnElement[Any]]:
-        """Return ``set_config(...)`` of defaults and planner settings."""
-        return pg_session.begin_claims()
+    def begin_claims(self, connection: Any) -> None:
+        """Set the session's isolation level and planner settings."""
+        pg_session.begin_claims(connection)
 
     def is_conflict(self, exc: BaseException) -> bool:
         """Return whether *exc* is a serialization failure or a deadlock."""

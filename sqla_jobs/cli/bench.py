@@ -229,6 +229,20 @@ def _deferred() -> Iterator[None]:
 
 
 @contextmanager
+def _interrupted() -> Iterator[None]:
+    """Abort also where a signal met SQLAlchemy at work, which then failed otherwise."""
+    try:
+        yield
+    except Exception as exc:
+        before: BaseException | None = exc
+        while before is not None and not isinstance(before, KeyboardInterrupt):
+            before = before.__context__
+        if before is not None:
+            raise KeyboardInterrupt from exc
+        raise
+
+
+@contextmanager
 def _told(loops: Loops) -> Iterator[None]:
     """Make one line of what the database says."""
 
@@ -237,7 +251,8 @@ def _told(loops: Loops) -> Iterator[None]:
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        yield
+        with _interrupted():
+            yield
     except Empty:
         raise RuntimeFailure("a job was not picked up in time") from None
     except SqlaJobsError as exc:

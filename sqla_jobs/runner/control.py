@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from sqlalchemy import Connection, Engine, event, select
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session
@@ -145,12 +145,16 @@ def _limit_connections(engine: Engine, dialect: JobDialect, limits: Limits) -> N
             try:
                 dialect.limit_transaction(own, limits.statement, silence=limits.silence)
             except Exception as exc:
-                # Below SQLAlchemy: nobody else translates it, or drops the connection.
-                connection.invalidate(exc)
-                why = "the connection broke at its first statement"
-                raise DBAPIError(why, None, exc, connection_invalidated=True) from exc
+                raise _untranslated(connection, exc) from exc
 
     event.listen(engine.pool, "connect", connected)
+
+
+def _untranslated(connection: Connection, exc: Exception) -> DBAPIError:
+    # Below SQLAlchemy: nobody else translates it, or drops the connection.
+    connection.invalidate(exc)
+    why = "the connection broke at its first statement"
+    return DBAPIError(why, None, exc, connection_invalidated=True)
 
 
 def drop_pool_of_standby(engine: Engine) -> None:
@@ -222,9 +226,15 @@ class Kept:
         # Not an option of the engine: the isolation level it has would come after that.
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         self._session = Session(connection, expire_on_commit=False)
-        if needed := self._dialect.begin_claims():
-            self.run(lambda session: session.execute(select(*needed)))
+        self.run(self._begin)
         return True
+
+    def _begin(self, session: Session) -> None:
+        own = session.connection().connection.dbapi_connection
+        try:
+            self._dialect.begin_claims(own)
+        except Exception as exc:
+            raise _untranslated(session.connection(), exc) from exc
 
     def run(self, work: Callable[[Session], T]) -> T:
         """Run *work* in it; what it sends commits by itself."""

@@ -6,7 +6,8 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import pytest
@@ -182,6 +183,27 @@ def test_signal_removes_the_schema(
     assert running.end() == 1
     assert "Aborted!" in running.output
     assert not has_schema(engine)
+
+
+def test_signal_that_breaks_what_is_at_work_still_aborts(dsn: str) -> None:
+    """In the middle of SQLAlchemy it ends as some other error: it was the signal."""
+    before = signal.getsignal(signal.SIGTERM)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        bench._told(Loops(make_url(dsn), "stopped", slots=2)),
+        suppress_and_fail(),
+    ):
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@contextmanager
+def suppress_and_fail() -> Iterator[None]:
+    """Let an assertion fail instead of what is raised inside."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise AssertionError("is active") from None
 
 
 def test_signal_that_a_runner_took_ends_the_command(
