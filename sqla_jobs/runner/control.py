@@ -295,8 +295,8 @@ class Control:
                 result = work(session)
                 session.commit()
                 return result
-        except DBAPIError as exc:
-            if exc.connection_invalidated:
+        except Exception as exc:
+            if self.dialect.is_outage(exc):
                 self._kept.doubt()
             raise
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy import Engine, func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from sqla_jobs.runner.control import CONFLICT_RETRIES, Control, Limits
@@ -88,6 +89,22 @@ def test_connection_that_others_make_doubtful_is_replaced(
         control.run(lambda session: session.execute(END_MYSELF))
     with engine.begin() as other:
         other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": before})
+
+    assert pid_of(control) != before
+
+
+@pytest.mark.direct("a pooler's connection is never kept")
+def test_refused_connection_makes_the_kept_one_doubtful(
+    control: Control,
+) -> None:
+    """A database that lets nobody in has thrown out those who were in."""
+    before = pid_of(control)
+
+    def refuse() -> Any:
+        raise OperationalError("", None, psycopg.OperationalError("refused"))
+
+    with pytest.raises(DBAPIError):
+        control.run(lambda session: refuse())
 
     assert pid_of(control) != before
 
