@@ -194,7 +194,7 @@ class PostgreSQLDialect(JobDialect):
             return True
         state = self.sqlstate(exc)
         if state is None:
-            return isinstance(exc, DBAPIError) and _lost_before_an_answer(exc)
+            return _lost_before_an_answer(exc)
         return state in OUTAGES or state.startswith("08")
 
     def is_refusal(self, exc: BaseException) -> bool:
@@ -230,7 +230,10 @@ class PostgreSQLDialect(JobDialect):
         return pg_session.limit_commit(milliseconds)
 
 
-def _lost_before_an_answer(exc: DBAPIError) -> bool:
-    # psycopg's connection errors carry no SQLSTATE when no server answered; asyncpg,
-    # when it loses one while it sets it up, trips over its own state.
-    return type(exc.orig).__name__ in ("OperationalError", "InternalClientError")
+def _lost_before_an_answer(exc: BaseException) -> bool:
+    if isinstance(exc, DBAPIError) and type(exc.orig).__name__ == "OperationalError":
+        return True  # psycopg's: no server answered, so that there is no SQLSTATE
+    # asyncpg, when it loses a connection while it sets it up, trips over its own
+    # state; SQLAlchemy translates that in statements, but not while it connects.
+    orig = exc.orig if isinstance(exc, DBAPIError) else exc
+    return type(orig).__name__ == "InternalClientError"

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import make_url
 
 CHUNK = 65536
+READY = b"Z\0\0\0\5I"
 
 
 class Proxy:
@@ -38,6 +39,7 @@ class Proxy:
         self.cuts: list[bool] = []
         self.cut_after: bytes | None = None
         self.happens = False
+        self.parting = b""  # what the server says after a connection's first answers
         self.delay: Callable[[], float] | None = None  # seconds, each way
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -106,6 +108,9 @@ class Proxy:
                 self._wait()
                 if not self.silent.is_set():
                     client.sendall(data)
+                if self.parting and data.endswith(READY):
+                    client.sendall(self.parting)
+                    return  # and nothing after that, not even the end
         _close(client)
 
     def _wait(self) -> None:

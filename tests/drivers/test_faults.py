@@ -24,6 +24,7 @@ from tests.drivers.portal import portal
 from tests.drivers.proxy import Proxy
 from tests.runner.harness import Base, Kit, Task, effects, ok, wait_for
 
+ASYNCPG = "postgresql+asyncpg"
 DRIVERS = ("psycopg", "psycopg_async", "asyncpg", "psycopg2")
 
 
@@ -181,6 +182,18 @@ def test_servers_that_refuse_connections_are_away(own: Engine) -> None:
         with pytest.raises(Exception) as caught:
             engine.connect()
         assert meaning(dialect_of(engine), caught.value) == "outage", caught.value
+        engine.dispose()
+
+
+def test_server_that_goes_while_a_connection_is_set_up_is_away(proxy: Proxy) -> None:
+    """Its last words are there, the end of the connection is not yet."""
+    words = b"SFATAL\0C57P01\0Mterminating connection\0\0"
+    proxy.parting = b"E" + (len(words) + 4).to_bytes(4, "big") + words
+    with portal():
+        engine = create_engine(make_url(proxy.dsn).set(drivername=ASYNCPG))
+        with pytest.raises(Exception, match="cannot switch to state") as caught:
+            engine.connect()
+        assert meaning(dialect_of(engine), caught.value) == "outage"
         engine.dispose()
 
 
