@@ -35,10 +35,17 @@ FLOOR = nox.project.python_versions(PROJECT)[0]
 # `minimum` wants the oldest Python; the others take the one that runs nox.
 OLDEST = None if sys.version_info[:2] == (3, int(FLOOR.split(".")[1])) else FLOOR
 
-# Two processes per core, since half of the time tests wait; each has a server of its
-# own. The blocks of a document share names, so a file stays in one process.
 CORES = os.cpu_count() or 1
-PYTEST = ("python", "-m", "pytest", "-n", str(2 * CORES), "--dist", "loadfile")
+# The blocks of a document share names, so a file stays in one process.
+BESIDE = ("python", "-m", "pytest", "--dist", "loadfile", "-n")
+# Two processes per core, since half of the time tests wait; each has its own server.
+PYTEST = (*BESIDE, str(2 * CORES))
+# Fewer for tests that give other processes, and leases, a few seconds.
+HURRIED = (*BESIDE, str(CORES + 1))
+HURRIED_TESTS = tuple(
+    f"tests/{name}"
+    for name in ("chaos", "crash", "drivers", "failover", "faults", "pooler")
+)
 # Every process of theirs would compile what it imports.
 COMPILED = {"PYTHONDONTWRITEBYTECODE": None, "UV_COMPILE_BYTECODE": "1"}
 
@@ -47,8 +54,8 @@ EXTRAS = ("asyncio", "binary", "cli", "http")
 # What versions of the dependencies can break: models, flushes, drivers, migrations,
 # other libraries. Before a release: nox -s minimum -- tests
 DEPENDENT = (
-    *("tests/drivers", "tests/integration/frameworks"),
-    *("tests/unit/test_payload_models.py", "tests/unit/test_layers.py"),
+    *("tests/integration/frameworks", "tests/unit/test_layers.py"),
+    *("tests/unit/test_payload_models.py",),
     *("tests/integration/http/test_app.py", "tests/integration/cli/test_settings.py"),
     *("tests/runner/test_promises.py", "tests/testing/test_run_one.py"),
     *(
@@ -88,22 +95,17 @@ def demo(session: nox.Session) -> None:
     session.run("python", "docs/examples/code_index/main.py", *session.posargs)
 
 
-def both(session: nox.Session, *chosen: str, but: str = "") -> None:
-    """Run these tests, then, in fewer processes, those that have to be in time."""
-    if session.posargs:
-        session.run(*PYTEST, *session.posargs, env=COMPILED)
-        return
-    session.run(*PYTEST, *chosen, "-m", f"not timing{but}", env=COMPILED)
-    each = ("-n", str(CORES + 1), "-m", f"timing{but}")
-    session.run(*PYTEST, *chosen, *each, env=COMPILED)
-
-
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests, and the code blocks of the README and the documentation."""
     wanted = group("tests", "fuzz")
     session.install("-e", ".[demo,http,reload]", *wanted, env=COMPILED)
-    both(session)
+    if session.posargs:
+        session.run(*PYTEST, *session.posargs, env=COMPILED)
+        return
+    later = [f"--ignore={folder}" for folder in HURRIED_TESTS]
+    session.run(*PYTEST, *later, env=COMPILED)
+    session.run(*HURRIED, *HURRIED_TESTS, env=COMPILED)
 
 
 @nox.session
@@ -140,7 +142,11 @@ def minimum(session: nox.Session) -> None:
     oldest.write_text("\n".join(pins))
     wanted = ["-e", ".[demo,http,reload]", *group("tests")]
     session.install(*wanted, "--constraint", str(oldest), env=COMPILED)
-    both(session, *DEPENDENT, but=" and not slow")
+    if session.posargs:
+        session.run(*PYTEST, *session.posargs, env=COMPILED)
+        return
+    session.run(*PYTEST, "-m", "not slow", *DEPENDENT, env=COMPILED)
+    session.run(*HURRIED, "-m", "not slow", "tests/drivers", env=COMPILED)
 
 
 @nox.session

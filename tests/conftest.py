@@ -51,7 +51,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Wait again, once and in the report, where a machine stood still."""
     for item in items:
         if item.path.parent.name in TIMING:
-            item.add_marker(pytest.mark.timing)
             again = pytest.mark.flaky(reruns=1, reruns_delay=2, only_rerun=LATE)
             item.add_marker(again)
 

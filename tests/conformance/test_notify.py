@@ -305,23 +305,6 @@ def test_connections_are_made_as_the_engine_makes_its_own(
     assert seen == ["do_connect", "connect"]
 
 
-@pytest.mark.timing
-def test_stops_within_half_a_second(own: Engine, channel: str) -> None:
-    """A runner that shuts down does not wait for its listener."""
-    stop = threading.Event()
-    listener = listener_for(own)
-    assert listener is not None
-    wakes = Wakes()
-    args = (own, channel, wakes, stop)
-    thread = threading.Thread(target=listener.listen, args=args)
-    thread.start()
-    wakes.wait_for(1)
-    stop.set()
-    thread.join(0.5)
-
-    assert not thread.is_alive()
-
-
 def test_a_listener_that_never_started_can_be_stopped(own: Engine) -> None:
     """Shutdown paths need not remember what was started."""
     listener = listener_for(own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -87,6 +88,23 @@ def connections(kit: Kit) -> int:
         " AND pid <> pg_backend_pid()"
     )
     return int(kit.sql(query))
+
+
+def test_listener_stops_within_half_a_second(dsn: str) -> None:
+    """A runner that shuts down does not wait for its listener."""
+    engine = create_engine(dsn)
+    listener = listener_for(engine)
+    assert listener is not None
+    awake, stop = threading.Event(), threading.Event()
+    args = (engine, "any", awake.set, stop)
+    thread = threading.Thread(target=listener.listen, args=args)
+    thread.start()
+    assert awake.wait(20)
+    stop.set()
+    thread.join(0.5)
+
+    assert not thread.is_alive()
+    engine.dispose()
 
 
 def test_silent_server_is_noticed(

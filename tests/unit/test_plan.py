@@ -399,7 +399,7 @@ def test_burst_waits_for_a_job_that_is_due_at_once() -> None:
     assert plan.next_step(0.1) == Sweep()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_running_never_exceeds_the_slots(data: st.DataObject) -> None:
     """Whatever happens in whatever order, in all and per queue."""
