@@ -58,16 +58,13 @@ DEPENDENT = (
     *("tests/unit/test_payload_models.py",),
     *("tests/integration/http/test_app.py", "tests/integration/cli/test_settings.py"),
     *("tests/runner/test_promises.py", "tests/testing/test_run_one.py"),
-    *(
-        f"tests/integration/alembic/test_{name}.py"
-        for name in ("compare", "cycle", "template")
-    ),
+    *(f"tests/integration/alembic/test_{name}.py" for name in ("compare", "template")),
     *(
         f"tests/conformance/test_{name}.py"
         for name in (
-            *("check", "claim", "enqueue", "enqueue_install", "enqueue_many"),
-            *("entities", "models", "models_args", "models_definition"),
-            *("models_flush", "models_payload", "schemas", "settle", "unique"),
+            *("check", "claim", "enqueue", "enqueue_install", "entities"),
+            *("models", "models_args", "models_definition", "models_flush"),
+            *("models_payload", "settle", "unique"),
         )
     ),
 )

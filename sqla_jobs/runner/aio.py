@@ -180,7 +180,7 @@ class AsyncRunner(RunnerBase):
         try:
             await self._check_tables()
             self._start_watch(self._engine)
-            self._swept(await self._control.run(self._sweep_work))
+            await self._sweep()
             attempts = await self._claim(Claim(1, self._one_of_each_queue()))
             if not attempts:
                 return None
@@ -330,6 +330,8 @@ class AsyncRunner(RunnerBase):
                         await self._sleep(min(seconds, max(0.01, self._stop_by - now)))
                     case Sweep():
                         await self._sweep()
+                        if self._chores_due():
+                            await self._do_chores()
                     case Claim():
                         self._hand_over(await self._claim(step), workers)
             except Exception as exc:  # noqa: BLE001 - raised unless it is an outage
@@ -372,11 +374,15 @@ class AsyncRunner(RunnerBase):
                 return
 
     async def _sweep(self) -> None:
-        found = await self._control.run(self._sweep_work)
+        found = await self._control.run(self._sweep_work, single=True)
+        if self._sweeps_more(found):
+            more = partial(self._sweep_more_work, found=found)
+            found = await self._control.run(more)
         self._outage.worked()
         self._swept(found)
-        if self._chores_due():
-            self._chores_done(await self._control.run(self._chores_work))
+
+    async def _do_chores(self) -> None:
+        self._chores_done(await self._control.run(self._chores_work))
 
     async def _claim(self, step: Claim) -> list[Attempt]:
         work = timed(partial(self._claim_work, step=step))

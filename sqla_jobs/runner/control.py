@@ -197,10 +197,11 @@ def bind_of(session: Session, root: type[Any]) -> Engine:
 
 class Kept:
     """
-    A session that is kept, for claims that need no transaction around them.
+    A session that is kept, for what a runner sends all the time and what needs no
+    transaction around it: claims, sweeps.
 
     To check a connection out, begin, plan, commit and give it back takes longer than
-    such a claim does. Not for threads: one statement at a time.
+    such a statement does. Not for threads: one statement at a time.
     """
 
     def __init__(self, engine: Engine, dialect: JobDialect, limits: Limits) -> None:
@@ -275,7 +276,7 @@ class Control:
         Run *work* in one transaction; conflicts are retried in place.
 
         Args:
-            single: Whether it is one claim, which needs no transaction around it.
+            single: Whether what it sends may commit statement by statement.
         """
         for attempt in range(CONFLICT_RETRIES):
             try:

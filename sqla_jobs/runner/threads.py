@@ -169,7 +169,7 @@ class Runner(RunnerBase):
         try:
             self._check_tables()
             self._start_watch(self._engine)
-            self._swept(self._control.run(self._sweep_work))
+            self._sweep()
             attempts = self._claim(Claim(1, self._one_of_each_queue()))
             if not attempts:
                 return None
@@ -319,6 +319,8 @@ class Runner(RunnerBase):
                         self._woken.clear()
                     case Sweep():
                         self._sweep()
+                        if self._chores_due():
+                            self._do_chores()
                     case Claim():
                         workers.give(units(self._claim(step), self.handlers))
             except Exception as exc:  # noqa: BLE001 - raised unless it is an outage
@@ -344,11 +346,14 @@ class Runner(RunnerBase):
                 return
 
     def _sweep(self) -> None:
-        found = self._control.run(self._sweep_work)
+        found = self._control.run(self._sweep_work, single=True)
+        if self._sweeps_more(found):
+            found = self._control.run(partial(self._sweep_more_work, found=found))
         self._outage.worked()
         self._swept(found)
-        if self._chores_due():
-            self._chores_done(self._control.run(self._chores_work))
+
+    def _do_chores(self) -> None:
+        self._chores_done(self._control.run(self._chores_work))
 
     def _claim(self, step: Claim) -> list[Attempt]:
         work = timed(partial(self._claim_work, step=step))

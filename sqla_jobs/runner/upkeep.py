@@ -8,12 +8,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from sqla_jobs._core.limits import NO_FEATURES, Features
+from sqla_jobs._core.limits import Features
 from sqla_jobs._core.plan import Plan
 from sqla_jobs._core.states import JobState
 from sqla_jobs._core.subscriptions import label
@@ -22,7 +22,7 @@ from sqla_jobs._store.holds import expire_holds
 from sqla_jobs._store.idempotency import purge_idempotency
 from sqla_jobs._store.retention import apply_retention
 from sqla_jobs._store.runners import RunnerInfo, unknown_kinds, upsert_runner
-from sqla_jobs._store.sweep import Rescued, features_of, rescue, stage
+from sqla_jobs._store.sweep import Rescued, Staged, features_of, rescue, stage
 from sqla_jobs.handlers import Handler
 from sqla_jobs.models import JobTables
 from sqla_jobs.runner.options import Options
@@ -32,14 +32,15 @@ CHORES_SECONDS = 60.0  # between looks for old and for unknown jobs
 RETENTION_BATCH = 5_000  # old jobs deleted per sweep, until none is left
 
 
-@dataclass
+@dataclass(frozen=True)
 class Swept:
-    """What one sweep found."""
+    """What one sweep found, and how many jobs it moved."""
 
-    rescued: list[Rescued] = field(default_factory=list)
-    moved: int = 0
-    next_due: float | None = None
-    features: Features = NO_FEATURES
+    rescued: list[Rescued]
+    staged: Staged
+    moved: int
+    next_due: float | None
+    features: Features
 
 
 class Upkeep:
@@ -56,22 +57,34 @@ class Upkeep:
     _unknown: tuple[str, ...] = ()
 
     def _sweep_work(self, session: Session) -> Swept:
-        tables, found = self.tables, Swept()
-        found.rescued = rescue(
-            session, tables.root, max_crashes=self.options.max_crashes
-        )
-        staged = stage(session, tables.root)
-        found.moved, found.next_due = staged.count + len(found.rescued), staged.next_due
-        if staged.holds_due:
+        """Take back and stage; two statements that need no transaction around them."""
+        root = self.tables.root
+        rescued = rescue(session, root, max_crashes=self.options.max_crashes)
+        staged = stage(session, root)
+        moved = staged.count + len(rescued)
+        features = Features(staged.has_ordered)
+        return Swept(rescued, staged, moved, staged.next_due, features)
+
+    def _sweeps_more(self, found: Swept) -> bool:
+        """Whether there is work for `_sweep_more_work`, as there hardly ever is."""
+        staged = found.staged
+        return staged.holds_due or staged.has_queues or self._sign_is_due()
+
+    def _sweep_more_work(self, session: Session, *, found: Swept) -> Swept:
+        """Expire holds, read the managed queues, give a sign of life."""
+        tables, moved, next_due = self.tables, found.moved, found.next_due
+        if found.staged.holds_due:
             expired = expire_holds(session, tables)
-            found.moved += expired
+            moved += expired
             if expired == HOLDS:
-                found.next_due = 0.0
-        found.features = features_of(session, tables, staged)
-        now = time.monotonic()
-        if now - self._seen_at > self._seen_every():
+                next_due = 0.0
+        features = features_of(session, tables, found.staged)
+        if self._sign_is_due():
             upsert_runner(session, tables, self._info())
-        return found
+        return replace(found, moved=moved, next_due=next_due, features=features)
+
+    def _sign_is_due(self) -> bool:
+        return time.monotonic() - self._seen_at > self._seen_every()
 
     def _seen_every(self) -> float:
         # However long the lease: explain() takes who is silent for a minute for dead.
@@ -79,7 +92,7 @@ class Upkeep:
 
     def _swept(self, found: Swept) -> None:
         now = time.monotonic()
-        if now - self._seen_at > self._seen_every():
+        if self._sign_is_due():
             self._seen_at = now
         log_rescued(found.rescued)
         # Ordered jobs that come back need no sweep to be seen.
