@@ -96,8 +96,8 @@ class Memory:
         if not all_asked_for:
             self.marks.clear()
             return
-        for job in jobs:
-            self.marks[job.queue] = Mark(job.priority, job.lane, job.run_at, job.id)
+        for queue, job in {job.queue: job for job in jobs}.items():  # its last one
+            self.marks[queue] = Mark(job.priority, job.lane, job.run_at, job.id)
 
     # Heads of ordered channels
 
