@@ -41,6 +41,7 @@ from sqla_jobs._store.verbs import (
     renew,
     snooze,
 )
+from sqla_jobs._store.wake import notify_runners
 from sqla_jobs.errors import (
     AttemptInterrupted,
     Difference,
@@ -135,6 +136,7 @@ __all__ = [
     "history",
     "install",
     "linear",
+    "notify_runners",
     "purge",
     "purge_archive",
     "queue_settings",

@@ -10,16 +10,18 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection, Executable, TwoPhaseTransaction
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import Pool
 
 from sqla_jobs._core.clock import SystemClock
 from sqla_jobs._dialects import JobDialect, dialect_of
-from sqla_jobs._store.base import built_once, connection_of, execute
-from sqla_jobs.models import JobTables
+from sqla_jobs._store.base import Where, built_once, connection_of, execute
+from sqla_jobs.errors import JobValueError
+from sqla_jobs.models import JobTables, job_tables
 
 COALESCE_SECONDS = 0.01
 """How long a committed notification stands for later ones of the same process."""
@@ -46,6 +48,39 @@ def note(session: Session, tables: JobTables) -> None:
     wakes.noted[tables, inner] = None
 
 
+def notify_runners(where: Session | Connection, job_class: type[Any]) -> None:
+    """
+    Wake runners for jobs that were inserted past the ORM; does not commit.
+
+    As all wake-ups it takes effect at the commit, and may be left out within
+    `COALESCE_SECONDS` of another one of this process: runners that were just woken look
+    again by themselves.
+
+    Args:
+        where: What inserted them: a Session, or a Connection, also in autocommit.
+        job_class: The root class of the jobs, or one under it.
+
+    Raises:
+        JobValueError: If *where* is something else, such as an AsyncSession.
+        UnsupportedDialect: If the database is not supported.
+    """
+    tables = job_tables(job_class)
+    if isinstance(where, Session):
+        note(where, tables)
+        return
+    if not isinstance(where, Connection):
+        raise JobValueError(
+            f"notify_runners() needs a Session or a Connection, got"
+            f" {type(where).__name__}; with an async one write"
+            " `await ....run_sync(notify_runners, job_class)`"
+        )
+    if isinstance(where.get_transaction(), TwoPhaseTransaction):
+        return
+    sent = _notify(where, tables)
+    if sent is not None and getattr(where.connection, "autocommit", False):
+        _recent.add(where.engine.pool, _channel(where, tables))
+
+
 def begin_commit(session: Session) -> None:
     """Send what is noted; what later flushes of this commit note, `send` sends."""
     if _root_commits(session):
@@ -59,7 +94,8 @@ def send(session: Session) -> None:
     if wakes is None or not wakes.committing:
         return
     for tables in {tables for tables, _ in wakes.noted} - wakes.sent.keys():
-        wakes.sent[tables] = _notify(session, tables)
+        # PostgreSQL refuses to prepare a transaction that has notified.
+        wakes.sent[tables] = None if session.twophase else _notify(session, tables)
 
 
 def end_commit(session: Session) -> None:
@@ -107,11 +143,10 @@ def _root_commits(session: Session) -> bool:
     return getattr(root, "_current_fn", None) is not None
 
 
-def _notify(session: Session, tables: JobTables) -> Connection | None:
-    # PostgreSQL refuses to prepare a transaction that has notified.
-    if session.twophase or not tables.notify:
+def _notify(where: Where, tables: JobTables) -> Connection | None:
+    if not tables.notify:
         return None
-    connection = connection_of(session, tables)
+    connection = connection_of(where, tables)
     if not dialect_of(connection).listen_notify:
         return None
     channel = _channel(connection, tables)

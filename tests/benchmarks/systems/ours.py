@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, insert
+from sqlalchemy import Connection, Engine, create_engine, insert
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -24,7 +25,7 @@ from sqla_jobs import (
     arg,
     enqueue,
     enqueue_many,
-    install,
+    notify_runners,
 )
 from tests.benchmarks.systems.program import (
     SOAK_TICK,
@@ -159,6 +160,9 @@ class Soaked(Job, kind="soak", retention=timedelta(minutes=1)):
         counter.tell(self.number)
 
 
+INSERT = insert(Job)
+
+
 class SqlaJobs(System):
     """The options' `how` says which runner, or which way to enqueue."""
 
@@ -229,17 +233,20 @@ class SqlaJobs(System):
     def enqueue(self) -> None:
         """Enqueue as told."""
         maker = sessionmaker(self.engine())
-        install(maker)
         if self.options.how in ("many", "add_all"):
             self.all_at_once(maker)
             return
-        one = {"add": self.add, "enqueue": self.enqueue_one, "core": self.core}
-        send = one[self.options.how]
+        one = {"add": self.add, "enqueue": self.enqueue_one}
+        if self.options.how == "core":
+            engine = self.engine().execution_options(isolation_level="AUTOCOMMIT")
+            send = partial(self.core, engine.connect())
+        else:
+            send = partial(one[self.options.how], maker)
         for number in range(WARM_UP):
-            send(maker, number)
+            send(number)
         with self.watch:
             for number in self.numbers:
-                send(maker, number)
+                send(number)
 
     def all_at_once(self, maker: sessionmaker[Session]) -> None:
         """Enqueue all in one transaction."""
@@ -265,12 +272,11 @@ class SqlaJobs(System):
             enqueue(session, self.job_class()(number=number))
             session.commit()
 
-    def core(self, maker: sessionmaker[Session], number: int) -> None:
-        """Execute an INSERT through a session, which wakes runners, and commit."""
+    def core(self, connection: Connection, number: int) -> None:
+        """Insert by Core in autocommit, as drivers do, and wake runners."""
         payload = {"number": number, "text": TEXT}
-        with maker() as session:
-            session.execute(insert(AsyncNoop), {"payload": payload})
-            session.commit()
+        connection.execute(INSERT, {"kind": "async_noop", "payload": payload})
+        notify_runners(connection, Job)
 
     def work(self) -> Any:
         """Run jobs until killed."""
