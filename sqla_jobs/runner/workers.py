@@ -6,8 +6,8 @@ import asyncio
 import logging
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from queue import SimpleQueue
 from typing import Any
 
 from sqla_jobs._core.conceal import conceal
@@ -18,40 +18,71 @@ Work = Callable[[list[Attempt]], None]
 
 
 class Workers:
-    """Daemon threads that run what they are given; a stuck one cannot hold the exit."""
+    """
+    Daemon threads that run what they are given; a stuck one cannot hold the exit.
+
+    At most one thread is being woken at any time, and the first that it does is to wake
+    the next, if there is work. Were all woken at once, they would fight for the
+    interpreter's lock over jobs that one of them finishes meanwhile.
+    """
 
     def __init__(self, name: str, work: Work, most: int) -> None:
         self._name, self._work, self._most = name, work, most
-        self._inbox: SimpleQueue[list[Attempt] | None] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._unfinished = 0
-        self._lock = threading.Lock()
+        self._inbox: deque[list[Attempt]] = deque()
+        self._changed = threading.Condition(threading.Lock())
+        self._threads = self._idle = 0
+        self._waking = self._stopping = False
 
     def give(self, units: Sequence[list[Attempt]]) -> None:
         """Run *units*, one thread each; threads are made as they are needed."""
-        with self._lock:
-            self._unfinished += len(units)
-            wanted = min(self._most, self._unfinished)
-        for unit in units:
-            self._inbox.put(unit)
-        while len(self._threads) < wanted:
-            number = len(self._threads) + 1
-            thread = threading.Thread(
-                target=self._loop, name=f"{self._name}-{number}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
+        with self._changed:
+            self._inbox.extend(units)
+            self._wake()
 
     def stop(self) -> None:
         """Let idle threads end."""
-        for _ in self._threads:
-            self._inbox.put(None)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+
+    def _wake(self) -> None:
+        if self._waking or not self._inbox:
+            return
+        if self._idle:
+            self._waking = True
+            self._changed.notify()
+        elif self._threads < self._most:
+            self._waking = True
+            self._threads += 1
+            name = f"{self._name}-{self._threads}"
+            try:
+                threading.Thread(target=self._loop, name=name, daemon=True).start()
+            except RuntimeError:  # the system has no more: those there are go on
+                self._threads -= 1
+                self._waking = False
+                if not self._threads:
+                    raise
 
     def _loop(self) -> None:
-        while (unit := self._inbox.get()) is not None:
+        started = False
+        while (unit := self._next(started=started)) is not None:
+            started = True
             self._work(unit)
-            with self._lock:
-                self._unfinished -= 1
+
+    def _next(self, *, started: bool) -> list[Attempt] | None:
+        with self._changed:
+            if not started:
+                self._waking = False
+            while not self._inbox:
+                if self._stopping:
+                    return None
+                self._idle += 1
+                self._changed.wait()
+                self._idle -= 1
+                self._waking = False
+            unit = self._inbox.popleft()
+            self._wake()
+            return unit
 
 
 def _task(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
