@@ -1,4 +1,4 @@
-"""Claims of plain jobs: one statement, on a connection that is kept, commits itself."""
+"""Plain claims and sweeps: statements that commit themselves on a kept connection."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from sqla_jobs.runner.control import CONFLICT_RETRIES, Control, Limits
+from sqla_jobs.runner.upkeep import Swept
 from tests.runner.harness import Kit, Loaded, Task
 from tests.runner.test_limited import limit
 
@@ -232,3 +233,25 @@ def test_claim_that_goes_on_where_the_last_one_ended_is_a_transaction(
 
     assert singles(kit, monkeypatch, concurrency=2) == {True, False}
     assert set(kit.states()) == {"completed"}
+
+
+def test_sweeps_need_a_transaction_only_for_more_than_looking(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To take back and to stage are two statements; the sign of life comes at first."""
+    once, sweeps = Control.once, list[bool]()
+
+    def note(control: Control, work: Any, *, single: bool) -> Any:
+        result = once(control, work, single=single)
+        if isinstance(result, Swept):
+            sweeps.append(single)
+        return result
+
+    monkeypatch.setattr(Control, "once", note)
+    kit.handle(nothing)
+    running = kit.run(poll=timedelta(milliseconds=20))
+    kit.until(lambda: len(sweeps) > 5)
+    running.stop()
+
+    assert sweeps[:2] == [True, False]
+    assert all(sweeps[2:])
