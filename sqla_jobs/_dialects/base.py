@@ -211,7 +211,8 @@ class JobDialect(ABC):
     def begin_claims(self, connection: Any) -> None:
         """
         Prepare the session of the DBAPI *connection*, which is in autocommit, for
-        claims: READ COMMITTED, and one plan for each, whatever the tables hold by then.
+        claims and sweeps: READ COMMITTED, and one plan for each statement, whatever
+        the tables hold by then.
         """
 
     @abstractmethod
