@@ -57,7 +57,6 @@ DEPENDENT = (
     *("tests/integration/frameworks", "tests/unit/test_layers.py"),
     *("tests/unit/test_payload_models.py",),
     *("tests/integration/http/test_app.py", "tests/integration/cli/test_settings.py"),
-    *("tests/runner/test_promises.py", "tests/testing/test_run_one.py"),
     *(f"tests/integration/alembic/test_{name}.py" for name in ("compare", "template")),
     *(
         f"tests/conformance/test_{name}.py"
