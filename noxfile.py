@@ -54,8 +54,8 @@ EXTRAS = ("asyncio", "binary", "cli", "http")
 # What versions of the dependencies can break: models, flushes, drivers, migrations,
 # other libraries. Before a release: nox -s minimum -- tests
 DEPENDENT = (
-    *("tests/integration/frameworks", "tests/unit/test_layers.py"),
-    *("tests/unit/test_payload_models.py",),
+    "tests/integration/frameworks",
+    *("tests/unit/test_layers.py", "tests/unit/test_payload_models.py"),
     *("tests/integration/http/test_app.py", "tests/integration/cli/test_settings.py"),
     *(f"tests/integration/alembic/test_{name}.py" for name in ("compare", "template")),
     *(

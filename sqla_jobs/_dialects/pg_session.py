@@ -63,7 +63,7 @@ def watch_client() -> list[ColumnElement[Any]]:
 
 def begin_claims(connection: Any) -> None:
     """
-    Set what a session needs whose claims commit by themselves.
+    Set what a session needs whose claims and sweeps commit by themselves.
 
     To plan a claim took twice as long as to run it; so it is planned once, and what
     was planned while the table was small would read all of it later.

@@ -52,9 +52,8 @@ def notify_runners(where: Session | Connection, job_class: type[Any]) -> None:
     """
     Wake runners for jobs that were inserted past the ORM; does not commit.
 
-    As all wake-ups it takes effect at the commit, and may be left out within
-    `COALESCE_SECONDS` of another one of this process: runners that were just woken look
-    again by themselves.
+    As all wake-ups it takes effect at the commit, and may be left out within 10 ms of
+    another one of this process: runners that were just woken look again by themselves.
 
     Args:
         where: What inserted them: a Session, or a Connection, also in autocommit.
@@ -71,8 +70,7 @@ def notify_runners(where: Session | Connection, job_class: type[Any]) -> None:
     if not isinstance(where, Connection):
         raise JobValueError(
             f"notify_runners() needs a Session or a Connection, got"
-            f" {type(where).__name__}; with an async one write"
-            " `await ....run_sync(notify_runners, job_class)`"
+            f" {type(where).__name__}; with an async one, call it by `run_sync`"
         )
     if isinstance(where.get_transaction(), TwoPhaseTransaction):
         return

@@ -41,6 +41,7 @@ class Swept:
     moved: int
     next_due: float | None
     features: Features
+    signed: bool = False  # whether it wrote the runner's sign of life
 
 
 class Upkeep:
@@ -79,9 +80,11 @@ class Upkeep:
             if expired == HOLDS:
                 next_due = 0.0
         features = features_of(session, tables, found.staged)
-        if self._sign_is_due():
+        if signed := self._sign_is_due():
             upsert_runner(session, tables, self._info())
-        return replace(found, moved=moved, next_due=next_due, features=features)
+        return replace(
+            found, moved=moved, next_due=next_due, features=features, signed=signed
+        )
 
     def _sign_is_due(self) -> bool:
         return time.monotonic() - self._seen_at > self._seen_every()
@@ -92,7 +95,7 @@ class Upkeep:
 
     def _swept(self, found: Swept) -> None:
         now = time.monotonic()
-        if self._sign_is_due():
+        if found.signed:
             self._seen_at = now
         log_rescued(found.rescued)
         # Ordered jobs that come back need no sweep to be seen.
