@@ -29,24 +29,28 @@ def claim_plain(
     From the head of the index, unless the last claim of this memory got all it asked
     for: then from its last job on. What may have come before that job meanwhile is
     looked for after a second, after a tenth of one if there was a notification, and
-    whenever slots are left.
+    whenever slots are left: by the next claim, so that each is one statement, which
+    may commit by itself.
     """
     memory, order = ask.memory, entity_order if ask.entities else claim_order
     if memory is None:
         return take(session, tables, ask, pick, *ask.variant)
-    now, found = monotonic(), list[Any]()
+    now = monotonic()
     marks = _marks(ask, memory.marks) if memory.may_go_on(now) else {}
     if marks:
         params = _params(ask, marks)
         found = take(session, tables, ask, pick_after, ask.kinds is None, **params)
-        found.sort(key=order)
-        ask = ask.after(found)
-    if ask.open:
-        memory.looks_from_head(now)
-        others = take(session, tables, ask, pick, *ask.variant)
-        found += sorted(others, key=order)
-        ask = ask.after(others)
-    memory.took(found, all_asked_for=not ask.open)
+        if found:
+            found.sort(key=order)
+            full = not ask.after(found).open
+            memory.took(found, all_asked_for=full)
+            if not full:
+                memory.again_in(0.0)
+            return found
+    memory.looks_from_head(now)
+    found = take(session, tables, ask, pick, *ask.variant)
+    found.sort(key=order)
+    memory.took(found, all_asked_for=not ask.after(found).open)
     return found
 
 

@@ -309,7 +309,7 @@ class RunnerBase(Upkeep):
     def _claims_by_one_statement(self) -> bool:
         """Whether the next claim is a statement that may commit by itself."""
         features = self._features
-        if features.ordered or features.managed or self._memory.marks:
+        if features.ordered or features.managed:
             return False
         classes = (self.tables.kinds[kind] for kind in self.handlers)
         loads = any(cls.__job_options__.load for cls in classes)

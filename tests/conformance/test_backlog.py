@@ -96,11 +96,24 @@ def test_full_claims_go_on_and_take_the_same_jobs(
     claimer.fill(3, priority=5)
     claimer.fill(4)
 
-    found = [claimer.numbers() for _ in range(4)]
+    found = [claimer.numbers() for _ in range(5)]
 
-    assert found == [[1, 2], [3, 4], [5, 6], [7]]
-    # The second left a slot at the end of the priority, so it looked at the head too.
+    # The second left a slot at the end of the priority.
+    assert found == [[1, 2], [3], [4, 5], [6, 7], []]
     assert picks == ["head", "mark", "head", "mark", "mark", "head"]
+
+
+def test_claim_that_left_slots_is_repeated_at_once(claimer: Claimer) -> None:
+    """What the mark hid comes with the next claim; an empty table ends that."""
+    claimer.fill(3)
+    claimer.claim()
+    claimer.fill(1, priority=9)
+
+    assert claimer.numbers() == [3]
+    assert claimer.memory.take_again() == 0.0
+    assert claimer.memory.unfinished
+    assert claimer.numbers() == [4]
+    assert claimer.memory.take_again() is None
 
 
 def test_claim_that_got_less_than_it_asked_for_is_no_backlog(
