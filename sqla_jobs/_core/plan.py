@@ -319,9 +319,20 @@ class Plan:
         self._per_queue[queue] = self._per_queue.get(queue, 0) - 1
         if self.stopping or self.burst:
             self._look_if_last()
-            return True
-        key = ANY if self.slots.queues is None else queue
-        return self._backlog.get(key, False)
+            if not self.running:
+                return True
+        if self.slots.queues is not None:
+            return self._backlog.get(queue, False)
+        return self._backlog.get(ANY, False) and self._brings_claim_forward()
+
+    def _brings_claim_forward(self) -> bool:
+        """
+        Return whether the slot that was freed last did so.
+
+        To wake the loop for each job would cost as much as a short job does.
+        """
+        half_free = self.running == self.slots.most // 2
+        return half_free or self.running == self.slots.least - 1
 
     def settled(self, count: int) -> None:
         """Note that *count* outcomes were written."""

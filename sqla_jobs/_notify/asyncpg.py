@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from sqla_jobs._notify import connect as connecting
+from sqla_jobs._notify.stop import Stop
 
 
 class AsyncpgListener:
@@ -21,7 +21,7 @@ class AsyncpgListener:
         engine: Engine,
         channel: str,
         on_wake: Callable[[], None],
-        stop: threading.Event,
+        stop: Stop,
     ) -> None:
         """
         Refuse: a sync runner has no asyncpg engine.

@@ -13,6 +13,7 @@ from typing import Protocol
 from sqlalchemy import Engine
 
 from sqla_jobs._core.backoff import exponential
+from sqla_jobs._notify.stop import Stop
 from sqla_jobs._notify.urls import shown
 
 log = logging.getLogger("sqla_jobs")
@@ -40,10 +41,10 @@ class Listener(Protocol):
         engine: Engine,
         channel: str,
         on_wake: Callable[[], None],
-        stop: threading.Event,
+        stop: Stop,
     ) -> None:
         """
-        Block until *stop* is set, which is noticed within 0.5 s.
+        Block until *stop* is set.
 
         Raises:
             Exception: Whatever the driver raises when the connection is lost.
@@ -109,7 +110,7 @@ class ListenerThread:
     ) -> None:
         self._listener, self._engine, self._channel = listener, engine, channel
         self._health = _Health(engine, on_wake)
-        self._stop = threading.Event()
+        self._stop = Stop()
         name = f"sqla_jobs-listen-{channel}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -133,6 +134,8 @@ class ListenerThread:
         self._stop.set()
         if self._thread.ident is not None:
             self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self._stop.close()
 
     def _run(self) -> None:
         health, stop = self._health, self._stop

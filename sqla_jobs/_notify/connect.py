@@ -19,9 +19,6 @@ log = logging.getLogger("sqla_jobs")
 SHARED = "sqla_jobs.shared"
 """In the info of a connection that goes through a pooler."""
 
-STEP = 0.25
-"""Seconds until a sync listener notices its stop."""
-
 CHECK_EVERY = 15.0
 """Seconds between questions: a peer that vanished without a word is noticed so."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from sqlalchemy import Engine
 
 from sqla_jobs._core.clock import SystemClock
 from sqla_jobs._notify import connect as connecting
+from sqla_jobs._notify.stop import Stop
 
 if TYPE_CHECKING:
     import psycopg
@@ -25,25 +25,27 @@ class PsycopgListener:
         engine: Engine,
         channel: str,
         on_wake: Callable[[], None],
-        stop: threading.Event,
+        stop: Stop,
     ) -> None:
         """
-        Block until *stop* is set, which is noticed within 0.5 s.
+        Block until *stop* is set.
 
         Raises:
             psycopg.Error: If the connection cannot be made or is lost.
         """
         clock = SystemClock()
-        with _listening(engine, channel) as raw:
+        with _listening(engine, channel) as raw, stop.beside(raw) as wait:
             on_wake()
             check_at = clock.monotonic() + connecting.CHECK_EVERY
             while not stop.is_set():
-                for _ in raw.notifies(timeout=connecting.STEP):
-                    on_wake()
+                wait(check_at - clock.monotonic())
                 if clock.monotonic() >= check_at:
                     with _hearing(raw, on_wake):
                         raw.execute("SELECT 1")
                     check_at = clock.monotonic() + connecting.CHECK_EVERY
+                raw.pgconn.consume_input()
+                while raw.pgconn.notifies():
+                    on_wake()
 
     async def listen_async(
         self, engine: Engine, channel: str, on_wake: Callable[[], None]

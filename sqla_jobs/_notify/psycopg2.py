@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import selectors
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +10,7 @@ from sqlalchemy import Engine
 
 from sqla_jobs._core.clock import SystemClock
 from sqla_jobs._notify import connect as connecting
+from sqla_jobs._notify.stop import Stop
 
 
 class Psycopg2Listener:
@@ -22,22 +21,21 @@ class Psycopg2Listener:
         engine: Engine,
         channel: str,
         on_wake: Callable[[], None],
-        stop: threading.Event,
+        stop: Stop,
     ) -> None:
         """
-        Block until *stop* is set, which is noticed within 0.5 s.
+        Block until *stop* is set.
 
         Raises:
             psycopg2.Error: If the connection cannot be made or is lost.
         """
         clock = SystemClock()
-        with _listening(engine, channel) as raw, selectors.DefaultSelector() as select:
-            select.register(raw, selectors.EVENT_READ)
+        with _listening(engine, channel) as raw, stop.beside(raw) as wait:
             on_wake()
             check_at = clock.monotonic() + connecting.CHECK_EVERY
             while not stop.is_set():
-                if select.select(connecting.STEP):
-                    raw.poll()
+                wait(check_at - clock.monotonic())
+                raw.poll()
                 if clock.monotonic() >= check_at:
                     _execute(raw, "SELECT 1")
                     check_at = clock.monotonic() + connecting.CHECK_EVERY

@@ -96,6 +96,7 @@ def run_thread(own: Engine, channel: str, act: Callable[[Wakes, Any], None]) -> 
         thread.stop()
         assert not thread.healthy
         assert not thread._thread.is_alive()
+        assert thread._stop._read.fileno() == thread._stop._write.fileno() == -1
 
 
 def run_psycopg2(own: Engine, channel: str, act: Callable[[Wakes, Any], None]) -> None:
@@ -269,7 +270,6 @@ def test_a_silent_connection_is_asked_now_and_then(
 ) -> None:
     """Notifications that arrive with the answer are not lost."""
     monkeypatch.setattr(connect, "CHECK_EVERY", 0.01)
-    monkeypatch.setattr(connect, "STEP", 0.01)
 
     def act(wakes: Wakes, service: Any) -> None:
         wakes.wait_for(1)

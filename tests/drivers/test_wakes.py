@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.util import greenlet_spawn
 
 from sqla_jobs._notify import ListenerTask, connect, listener_for
+from sqla_jobs._notify.stop import Stop
 from sqla_jobs._store import wake
 from tests.drivers.proxy import Proxy
 from tests.runner.harness import Kit, Task
@@ -95,7 +96,7 @@ def test_listener_stops_within_half_a_second(dsn: str) -> None:
     engine = create_engine(dsn)
     listener = listener_for(engine)
     assert listener is not None
-    awake, stop = threading.Event(), threading.Event()
+    awake, stop = threading.Event(), Stop()
     args = (engine, "any", awake.set, stop)
     thread = threading.Thread(target=listener.listen, args=args)
     thread.start()
@@ -104,6 +105,7 @@ def test_listener_stops_within_half_a_second(dsn: str) -> None:
     thread.join(0.5)
 
     assert not thread.is_alive()
+    stop.close()
     engine.dispose()
 
 

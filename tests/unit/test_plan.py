@@ -330,6 +330,35 @@ def test_database_away_means_nothing_for_a_while() -> None:
     assert isinstance(plan.next_step(5.0), Claim)
 
 
+@given(least=st.integers(1, 12), more=st.integers(0, 12), named=st.booleans())
+def test_loop_is_woken_only_by_slots_that_bring_the_claim_forward(
+    *, least: int, more: int, named: bool
+) -> None:
+    """While it sleeps, nothing is due sooner than when it looked last."""
+    most = least + more
+    plan = plan_of((least, most), ["default"] if named else None)
+    plan.claimed(0.0, claim_step(plan), {"default": most}, took=MAX_COOLDOWN)
+    wakes = 0
+    known = plan.next_step(0.001)
+
+    for _ in range(most):
+        woken = plan.finished("default")
+        step = plan.next_step(0.001)
+        assert woken or step == known or isinstance(known, Claim)
+        wakes += woken
+        known = step
+
+    assert isinstance(known, Claim)
+    assert wakes <= 2
+
+
+def claim_step(plan: Plan) -> Claim:
+    """Return the claim that is due at once."""
+    step = plan.next_step(0.0)
+    assert isinstance(step, Claim)
+    return step
+
+
 # The end
 
 
@@ -340,9 +369,9 @@ def test_stop_waits_for_what_runs_and_for_outcomes() -> None:
     plan.stop()
     assert isinstance(plan.next_step(10.0), Wait)
 
-    assert plan.finished("default")
+    assert not plan.finished("default")  # the loop sleeps on
     plan.unsettled += 1
-    plan.finished("default")
+    assert plan.finished("default")
     assert isinstance(plan.next_step(10.0), Wait)
     plan.settled(1)
     assert plan.next_step(10.0) == Stop()
