@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Column
 from sqlalchemy.orm import Mapper, make_transient_to_detached
@@ -14,19 +13,18 @@ from sqlalchemy.orm.attributes import instance_state
 from sqla_jobs.models import JobTables
 
 
-@dataclass(frozen=True, slots=True)
-class _Recipe:
+class _Recipe(NamedTuple):
     """
     How the instances of one class are made of rows of the hot table.
 
     Args:
-        values: Takes the values of `keys` out of a row.
+        values: Takes the values of `keys` out of a row; None if they are the row.
         whole: Whether the row has all there is; a joined class has another table.
     """
 
     make: Callable[[], Any]
     keys: tuple[str, ...]
-    values: Callable[[Any], tuple[Any, ...]]
+    values: Callable[[Any], tuple[Any, ...]] | None
     root: type[Any]
     whole: bool
 
@@ -55,10 +53,12 @@ def instances(tables: JobTables, rows: Iterable[Any]) -> list[Any]:
         recipe = recipes.get(row[kind])
         if recipe is None:
             recipe = recipes[row[kind]] = _recipe_of(tables, tables.kinds[row[kind]])
-        job = recipe.make()
-        job.__dict__.update(zip(recipe.keys, recipe.values(row), strict=True))
-        if recipe.whole:
-            instance_state(job).key = (recipe.root, (job.__dict__["id"],), None)
+        make, keys, values, root, whole = recipe
+        job = make()
+        held = job.__dict__
+        held.update(zip(keys, row if values is None else values(row), strict=True))
+        if whole:
+            instance_state(job).key = (root, (held["id"],), None)
         else:
             make_transient_to_detached(job)
         made.append(job)
@@ -89,10 +89,11 @@ def _recipe_of(tables: JobTables, cls: type[Any]) -> _Recipe:
         own = [one for one in attr.columns if one.table is tables.table]
         if own:
             places[attr.key] = names.index(own[0].key)
+    in_order = list(places.values()) == list(range(len(names)))
     recipe = cls.__job_recipe__ = _Recipe(
         mapper.class_manager.new_instance,
         tuple(places),
-        itemgetter(*places.values()),
+        None if in_order else itemgetter(*places.values()),
         mapper.base_mapper.class_,
         whole=len(places) == len(list(mapper.column_attrs)),
     )

@@ -461,9 +461,8 @@ class AsyncRunner(RunnerBase):
         outage = Outage(f"{self.name}-settler")
         while True:
             try:
-                states = await self._control.run(
-                    partial(self._settle_work, batch=batch)
-                )
+                work = partial(self._settle_work, batch=batch)
+                states = await self._control.run(work, single=True)
             except Exception as exc:  # noqa: BLE001 - whatever it is may pass
                 parts = self._refused(batch, exc, self._dialect)
                 if parts is None:

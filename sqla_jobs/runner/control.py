@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -26,6 +28,7 @@ log = logging.getLogger("sqla_jobs")
 T = TypeVar("T")
 CONFLICT_RETRIES = 10
 CONTROL_CONNECTIONS = 3
+KEPT = 2  # of them: claims and outcomes are sent at the same time
 
 
 class Limits:
@@ -198,10 +201,10 @@ def bind_of(session: Session, root: type[Any]) -> Engine:
 class Kept:
     """
     A session that is kept, for what a runner sends all the time and what needs no
-    transaction around it: claims, sweeps.
+    transaction around it: claims, outcomes, sweeps.
 
     To check a connection out, begin, plan, commit and give it back takes longer than
-    such a statement does. Not for threads: one statement at a time.
+    such a statement does. One statement at a time.
     """
 
     def __init__(self, engine: Engine, dialect: JobDialect, limits: Limits) -> None:
@@ -269,7 +272,8 @@ class Control:
         limits = limits or Limits()
         self.engine = clone_engine(engine, limits)
         self.dialect = dialect_of(self.engine)
-        self._kept = Kept(self.engine, self.dialect, limits)
+        self._kept = [Kept(self.engine, self.dialect, limits) for _ in range(KEPT)]
+        self._free = deque(self._kept)
 
     def run(self, work: Callable[[Session], T], *, single: bool = False) -> T:
         """
@@ -289,21 +293,38 @@ class Control:
 
     def once(self, work: Callable[[Session], T], *, single: bool) -> T:
         """Run *work* without another try."""
-        if single and self._kept.open():
-            return self._kept.run(work)
         try:
-            with Session(self.engine, expire_on_commit=False) as session:
-                result = work(session)
-                session.commit()
-                return result
+            with self._keeping(single=single) as kept:
+                return self._transaction(work) if kept is None else kept.run(work)
         except Exception as exc:
             if self.dialect.is_outage(exc):
-                self._kept.doubt()
+                for kept in self._kept:
+                    kept.doubt()
             raise
+
+    @contextmanager
+    def _keeping(self, *, single: bool) -> Iterator[Kept | None]:
+        """Yield a kept session that nobody uses, the last one used first; or None."""
+        try:
+            kept = self._free.pop() if single else None
+        except IndexError:
+            kept = None
+        try:
+            yield kept if kept is not None and kept.open() else None
+        finally:
+            if kept is not None:
+                self._free.append(kept)
+
+    def _transaction(self, work: Callable[[Session], T]) -> T:
+        with Session(self.engine, expire_on_commit=False) as session:
+            result = work(session)
+            session.commit()
+            return result
 
     def close(self) -> None:
         """Close the connections."""
-        self._kept.close()
+        for kept in self._kept:
+            kept.close()
         self.engine.dispose()
 
 

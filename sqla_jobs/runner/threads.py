@@ -389,7 +389,8 @@ class Runner(RunnerBase):
         outage = Outage(f"{self.name}-settler")
         while not (self.forced and time.monotonic() > self._stop_by + FORCED_SECONDS):
             try:
-                states = self._control.run(partial(self._settle_work, batch=batch))
+                work = partial(self._settle_work, batch=batch)
+                states = self._control.run(work, single=True)
             except Exception as exc:  # noqa: BLE001 - whatever it is may pass
                 parts = self._refused(batch, exc, self._dialect)
                 if parts is None:

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 
 from sqla_jobs.errors import SqlaJobsError
 from sqla_jobs.testing._benchmark import GAP_SECONDS, WARM_UP, Loops
@@ -200,8 +200,11 @@ def counting(counts: dict[str, int]) -> Iterator[None]:
     What goes past SQLAlchemy, such as a COPY, is not among the statements.
     """
 
-    def executed(*_: Any) -> None:
+    def executed(connection: Connection, *_: Any) -> None:
         counts["statements"] += 1
+        level = connection.get_execution_options().get("isolation_level")
+        if level == "AUTOCOMMIT":  # as a runner's claims and outcomes are
+            counts["transactions"] += 1
 
     def committed(_: Any) -> None:
         counts["transactions"] += 1

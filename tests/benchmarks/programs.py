@@ -61,7 +61,7 @@ class Program:
                 stderr=errors,
                 text=True,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env=_environment(),
                 start_new_session=True,
             )
         self._said: SimpleQueue[Any] = SimpleQueue()
@@ -160,3 +160,9 @@ def poll(deadline: float, seconds: float = 0.005) -> bool:
     """Wait a little; return whether *deadline*, of the monotonic clock, is not over."""
     time.sleep(seconds)
     return time.monotonic() < deadline
+
+
+def _environment() -> dict[str, str]:
+    """Return a program's variables; with bytecode, or it would compile meanwhile."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": str(ROOT)}

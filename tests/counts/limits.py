@@ -21,7 +21,7 @@ BATCHES = 10
 # What one job, or one claim, was measured to cost: statements without BEGIN and COMMIT,
 # transactions, round trips, bytes of WAL, buffers that statements hit or read.
 # fmt: off
-# Commit 0ac4f24, SQLAlchemy 2.1.9, psycopg 3.3.9.
+# Commit fa3ebed, SQLAlchemy 2.1.9, psycopg 3.3.9.
 POSTGRESQL = 18
 MEASURED: dict[str, Counts] = {
     "session.add + commit":              Counts( 1.010,  1.000,  3.020,    578,  4.310),
@@ -29,12 +29,12 @@ MEASURED: dict[str, Counts] = {
     "enqueue() + commit":                Counts( 1.010,  1.000,  3.020,    580,  4.310),
     "add_all of 1,000":                  Counts( 0.002,  0.001,  0.004,    539,  5.631),
     "enqueue_many of 1,000":             Counts( 0.002,  0.001,  0.004,    497,  4.723),
-    "AsyncRunner, no-op":                Counts( 0.005,  0.005,  0.015,    701, 20.506),
-    "Runner, no-op":                     Counts( 0.024,  0.026,  0.074,    691, 20.310),
-    "Runner, one row each":              Counts( 2.220,  1.300,  4.940,    830, 25.460),
-    "Runner, one row each, in batches":  Counts( 0.030,  0.020,  0.070,    826, 23.520),
+    "AsyncRunner, no-op":                Counts( 0.006,  0.006,  0.007,    704, 23.351),
+    "Runner, no-op":                     Counts( 0.046,  0.052,  0.056,    695, 21.990),
+    "Runner, one row each":              Counts( 2.210,  1.310,  4.510,    837, 24.670),
+    "Runner, one row each, in batches":  Counts( 0.032,  0.022,  0.052,    827, 23.394),
     "claim of 10":                       Counts( 1.000,  1.000,  3.050,  3_278, 76.550),
-    "claim of 100":                      Counts( 1.000,  1.000,  3.050, 33_719,    798),
+    "claim of 100":                      Counts( 1.000,  1.000,  3.050, 33_262,    798),
 }
 # fmt: on
 

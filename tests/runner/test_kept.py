@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from sqla_jobs.runner.control import CONFLICT_RETRIES, Control, Limits
 from sqla_jobs.runner.upkeep import Swept
-from tests.runner.harness import Kit, Loaded, Task
+from tests.runner.harness import Kit, Loaded, Plain, Task
 from tests.runner.test_limited import limit
 
 PID = select(func.pg_backend_pid())
@@ -146,16 +146,53 @@ def test_kept_connection_is_not_at_work_between_its_statements(engine: Engine) -
         control.close()
 
 
+def at_once(control: Control, count: int) -> list[tuple[int, str]]:
+    """Return server process and isolation of single statements inside each other."""
+
+    def work(session: Session) -> list[tuple[int, str]]:
+        connection = session.connection()
+        pid = connection.scalar(PID)
+        level = connection.get_execution_options()["isolation_level"]
+        inner = at_once(control, count - 1)
+        return [(pid or 0, level), *inner]
+
+    return control.run(work, single=True) if count else []
+
+
+@pytest.mark.direct("a pooler's connection is never kept")
+def test_two_at_once_have_a_connection_each_and_a_third_a_transaction(
+    control: Control,
+) -> None:
+    """Claims do not wait for outcomes; one alone uses one connection."""
+    found = at_once(control, 3)
+
+    assert [level for _, level in found] == ["AUTOCOMMIT"] * 2 + ["READ COMMITTED"]
+    assert len({pid for pid, _ in found}) == 3
+    assert at_once(control, 2) == found[:2]
+    assert {pid_of(control) for _ in range(3)} == {found[0][0]}
+
+
+@pytest.mark.direct("a pooler's connection is never kept")
+def test_outage_of_a_kept_connection_makes_the_other_doubtful(control: Control) -> None:
+    """It too is probably broken, and would cost another error."""
+    before = {pid for pid, _ in at_once(control, 2)}
+
+    with pytest.raises(DBAPIError):
+        control.run(lambda session: session.execute(END_MYSELF), single=True)
+
+    assert before.isdisjoint(pid for pid, _ in at_once(control, 2))
+
+
 @pytest.mark.direct("a pooler's server processes are anybody's")
 def test_closed_control_keeps_nothing(engine: Engine) -> None:
     """After `close` no server process is left."""
     control = Control(engine)
-    pid = pid_of(control)
+    found = at_once(control, 2)
     pool = control.engine.pool
     control.close()
 
     assert pool.checkedout() == 0  # type: ignore[attr-defined]
-    assert pid_of(control) != pid
+    assert pid_of(control) not in dict(found)
     control.close()
 
 
@@ -201,6 +238,32 @@ def test_claim_that_loads_relationships_is_a_transaction(
     kit.add(Loaded())
 
     assert singles(kit, monkeypatch) == {False}
+
+
+def test_outcomes_are_single_statements(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Good or bad: what is missing in the answer is only looked at afterwards."""
+    once, found = Control.once, list[bool]()
+
+    def note(control: Control, work: Any, *, single: bool) -> Any:
+        result = once(control, work, single=single)
+        if isinstance(result, dict):
+            found.append(single)
+        return result
+
+    async def fail(job: Any, ctx: Any) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(Control, "once", note)
+    kit.handle(fail, Plain)
+    kit.handle(nothing)
+    kit.add(Task(), Plain(max_attempts=1))
+    kit.drain()
+
+    assert sorted(kit.states()) == ["completed", "discarded"]
+    assert found
+    assert all(found)
 
 
 def test_claim_of_managed_queues_is_a_transaction(
