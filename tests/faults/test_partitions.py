@@ -90,8 +90,7 @@ def test_lease_counts_from_the_claim_and_not_from_the_connection(kit: Kit) -> No
     (first,) = kit.add()
     kit.until_state(first, "completed")
     slow.set()
-    # The next transaction makes a new connection.
-    running.control_engine.pool._invalidate_time = time.time()
+    running.reconnect()
     (job,) = kit.add()
     row = kit.until_state(job, "completed")
 

@@ -244,6 +244,13 @@ class Running:
         found: Engine = getattr(engine, "sync_engine", engine)
         return found
 
+    def reconnect(self) -> None:
+        """Let the runner's next statement make a new connection."""
+        control = self.runner._control
+        for kept in getattr(control, "_control", control)._kept:
+            kept.doubt()
+        self.control_engine.pool._invalidate_time = time.time()
+
     def signal(self) -> None:
         """Do what the arrival of a SIGTERM does."""
         if self._loop is None:
