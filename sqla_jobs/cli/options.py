@@ -130,6 +130,14 @@ _OF_RUN: list[Decorator] = [
         " MAX only when fewer than MIN run.",
     ),
     _option(
+        "--threads",
+        metavar="N",
+        parse=parse_count,
+        from_toml=count_of,
+        help="Run sync jobs in at most N threads, in each process; what is claimed"
+        " beyond waits. 2 or 3 are the fastest for short jobs that use the database.",
+    ),
+    _option(
         *("-p", "--processes"),
         metavar="N",
         parse=parse_count,

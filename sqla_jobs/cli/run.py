@@ -33,7 +33,7 @@ from sqla_jobs.errors import (
 
 # The runner's own options, as `RunnerBase.configure` names them.
 OPTIONS = (
-    *("queues", "kinds", "concurrency", "grace"),
+    *("queues", "kinds", "concurrency", "threads", "grace"),
     *("name", "lease", "poll", "listen", "listen_url", "retry_share"),
 )
 
@@ -127,6 +127,7 @@ def describe_run(settings: RunSettings) -> None:
         "kinds": ", ".join(sorted(runner.handlers)) or "none",
         "queues": ", ".join(queues),
         "concurrency": f"{least}{slots.most}",
+        "threads": options.threads or "one for each job",
         "processes": settings.processes,
         "grace": _seconds(options.grace),
         "lease": _seconds(options.lease),

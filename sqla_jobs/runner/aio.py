@@ -80,6 +80,7 @@ class AsyncRunner(RunnerBase):
         queues: Queues | None = None,
         kinds: Sequence[str | type[Any]] | None = None,
         concurrency: int | tuple[int, int] | None = None,
+        threads: int | None = None,
         name: str | None = None,
         lease: timedelta | None = None,
         poll: timedelta = timedelta(seconds=1),
@@ -100,6 +101,7 @@ class AsyncRunner(RunnerBase):
             queues=queues,
             kinds=kinds,
             concurrency=concurrency,
+            threads=threads,
             name=name,
             lease=lease,
             poll=poll,
@@ -264,10 +266,10 @@ class AsyncRunner(RunnerBase):
             self._plan = self._new_plan(burst=burst)
             if self._stopping:
                 self._plan.stop()
-        warn_small_pool(self._engine, self.options.slots, self.name)
+        warn_small_pool(self._engine, self.options.slots.most, self.name)
         self._say_hello()
         self._start_watch(self._engine)
-        most = self.options.slots.most
+        most = self.options.most_threads
         workers = Workers(self.name, self._work_in_thread, most)
         settler = asyncio.create_task(self._settle_loop())
         listener = self._new_listener()

@@ -58,6 +58,8 @@ class Attempt(Guard):
     """
 
     interruption: Interruption | None = None
+    begun = False  # not waiting for a thread, or a task, any more
+    ends_at: float | None = None  # by its timeout, once it has begun
     draining = False  # a graceful shutdown: the next checkpoint ends it
     ended = False  # the handler has returned or raised
     stops_runner = False  # it raised SystemExit or KeyboardInterrupt
@@ -101,9 +103,6 @@ class Attempt(Guard):
         self.started_at: datetime = row["started_at"]
         self.claimed_at = self.renewed_at = claimed_at
         self.held_until = claimed_at + self.lease.total_seconds()
-        self.ends_at = (
-            claimed_at + self.timeout.total_seconds() if self.timeout else None
-        )
         self._lock = threading.Lock()
         self._saved = dump(row["checkpoint"]) if row["checkpoint"] else ""
         self._backoff: str = row["backoff"]
@@ -149,10 +148,17 @@ class Attempt(Guard):
 
     # Interruption
 
-    def interrupt(self, why: Interruption) -> bool:
-        """End the attempt as soon as possible; return whether this was news."""
+    def interrupt(self, why: Interruption, *, waiting: bool = False) -> bool:
+        """
+        End the attempt as soon as possible; return whether this was news.
+
+        Args:
+            waiting: Do so only if it has not begun. Default False.
+        """
         with self._lock:
             if self.interruption is not None or self.ended:
+                return False
+            if waiting and self.begun:
                 return False
             self.interruption = why
             return True
@@ -179,12 +185,21 @@ class Attempt(Guard):
 
     def put_off(self, job: Any) -> None:
         """Take *job*, read afresh, for another run; its timeout counts from that."""
-        self.job, self.ends_at = job, None
+        self.job, self.ends_at, self.begun = job, None, False
 
-    def begin(self) -> None:
-        """Note that the handler is about to run."""
-        if self.ends_at is None and self.timeout is not None:
-            self.ends_at = time.monotonic() + self.timeout.total_seconds()
+    def begin(self, now: float | None = None) -> None:
+        """
+        Note that the handler is about to run: the timeout counts from *now*.
+
+        Raises:
+            AttemptInterrupted: If the attempt was interrupted while it waited.
+        """
+        with self._lock:
+            self.begun = True
+        if self.timeout is not None:
+            now = time.monotonic() if now is None else now
+            self.ends_at = now + self.timeout.total_seconds()
+        self.check_open()
 
     def renewed(self, at: float, lease: timedelta | None = None) -> None:
         """Note that the lease was renewed by a statement sent at monotonic *at*."""

@@ -71,6 +71,7 @@ class RunnerBase(Upkeep):
         queues: Queues | None,
         kinds: Sequence[str | type[Any]] | None,
         concurrency: int | tuple[int, int] | None,
+        threads: int | None,
         name: str | None,
         lease: timedelta | None,
         poll: timedelta,
@@ -88,6 +89,7 @@ class RunnerBase(Upkeep):
         self.id = uuid4()
         self.options = Options(
             slots=Slots.of(concurrency, queues),
+            threads=threads,
             name=name or default_name(),
             lease=lease or DEFAULT_LEASE,
             poll=poll,
@@ -131,6 +133,7 @@ class RunnerBase(Upkeep):
         queues: Queues | None = None,
         kinds: Sequence[str | type[Any]] | None = None,
         concurrency: int | tuple[int, int] | None = None,
+        threads: int | None = None,
         grace: timedelta | None = None,
         name: str | None = None,
         lease: timedelta | None = None,
@@ -157,6 +160,7 @@ class RunnerBase(Upkeep):
         if kinds is not None:
             handlers = choose_handlers(self.tables, kinds, self._runs)
         given: dict[str, Any] = {
+            "threads": threads,
             "grace": grace,
             "lease": lease,
             "poll": poll,
@@ -336,9 +340,10 @@ class RunnerBase(Upkeep):
             if again is not None:
                 self._plan.look(now, again, unfinished=self._memory.unfinished)
             for attempt in attempts:
-                if self._stopping:
-                    attempt.draining = True
                 self._attempts[attempt.job_id, attempt.token] = attempt
+            stopping = self._stopping
+        if stopping:
+            self._drain(attempts)
         if self._watchdog is not None:
             for attempt in attempts:
                 self._watchdog.expect(attempt)
@@ -454,12 +459,15 @@ class RunnerBase(Upkeep):
             "job %s: attempt %s interrupted: %s",
             attempt.job_id, attempt.number, why.value, extra=log_fields(attempt),
         )  # fmt: skip
+        self._settle_interrupted(attempt)
+        self._deliver_interrupt(attempt)
+
+    def _settle_interrupted(self, attempt: Attempt) -> None:
         settlement = attempt.interrupted()
         if settlement is not None and attempt.take():
             with self._lock:
                 self._plan.unsettled += 1
             self._outbox.put(Outgoing(attempt, settlement), hurry=True)
-        self._deliver_interrupt(attempt)
 
     def _deliver_interrupt(self, attempt: Attempt) -> None:
         """Make the handler notice; a thread does so where it uses the database."""
@@ -477,9 +485,17 @@ class RunnerBase(Upkeep):
             first = not self._stopping
             self._stopping = True
             self._plan.stop()
-            for attempt in self._attempts.values():
-                attempt.draining = True
+        if first:
+            self._drain(self._live())
         return first
+
+    def _drain(self, attempts: Sequence[Attempt]) -> None:
+        """Let attempts end at their next checkpoint; hand back what has not begun."""
+        for attempt in attempts:
+            attempt.draining = True
+            if attempt.interrupt(Interruption.SHUTDOWN, waiting=True):
+                log.info("job %s: handed back before it began", attempt.job_id)
+                self._settle_interrupted(attempt)
 
     def _say_hello(self) -> None:
         slots = self.options.slots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
@@ -94,6 +95,17 @@ class Batch(Guard):
     def ending(self) -> bool:
         """Whether the outcomes are known and go into the next commit."""
         return self.final is not None
+
+    def begin(self) -> None:
+        """
+        Note that the handler is about to run.
+
+        Raises:
+            AttemptInterrupted: If one of the attempts was interrupted meanwhile.
+        """
+        now = time.monotonic()
+        for attempt in self.attempts:
+            attempt.begin(now)
 
     def check_open(self) -> None:
         """
@@ -297,6 +309,7 @@ class SyncBatches:
             assert batch.session is not None
             return batch.session
 
+        batch.begin()
         first = batch.attempts[0]
         renew = partial(self._renew, batch)
         ctx = BatchContext(batch.attempts, self.around.resources, opened, renew)
@@ -389,6 +402,7 @@ class AsyncBatches:
                 sessions.append(self.open_session(batch))
             return sessions[0]
 
+        batch.begin()
         first = batch.attempts[0]
         renew = partial(self._renew, batch)
         ctx = AsyncBatchContext(batch.attempts, self.around.resources, opened, renew)

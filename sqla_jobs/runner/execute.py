@@ -161,7 +161,6 @@ class SyncExecution:
         ctx = Context(attempt, self.around.resources, self.open_session, self._renew)
         asks = self.around.handlers[attempt.kind].acquire is not None
         permit = ExitStack() if asks else None
-        attempt.begin()
         try:
             return self._run(attempt, ctx, permit)
         finally:
@@ -175,7 +174,7 @@ class SyncExecution:
         self, attempt: Attempt, ctx: Context[Any], permit: ExitStack | None
     ) -> Settlement | None:
         try:
-            attempt.check_open()  # it may have waited for its thread
+            attempt.begin()
             value: Any = None if permit is None else self._acquire(attempt, permit)
             if value is None:
                 value = self._call(attempt, ctx)
@@ -290,7 +289,6 @@ class AsyncExecution:
         )
         asks = self.around.handlers[attempt.kind].acquire is not None
         permit = AsyncExitStack() if asks else None
-        attempt.begin()
         try:
             return await self._run(attempt, ctx, permit)
         finally:
@@ -304,7 +302,7 @@ class AsyncExecution:
         self, attempt: Attempt, ctx: AsyncContext[Any], permit: AsyncExitStack | None
     ) -> Settlement | None:
         try:
-            attempt.check_open()
+            attempt.begin()
             value: Any = None
             if permit is not None:
                 value = await self._acquire(attempt, permit)

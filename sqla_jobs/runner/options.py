@@ -28,6 +28,7 @@ class Options:
     """The checked options of a runner."""
 
     slots: Slots
+    threads: int | None
     name: str
     lease: timedelta
     poll: timedelta
@@ -43,6 +44,7 @@ class Options:
     def __post_init__(self) -> None:
         if problem := problem_of("queue", self.name):
             raise JobValueError(f"name={self.name!r} {problem}")
+        _check_threads(self.threads)
         check_lease(self.lease)
         for name, value in (("poll", self.poll), ("grace", self.grace)):
             if not isinstance(value, timedelta):
@@ -59,6 +61,21 @@ class Options:
             raise JobValueError(
                 f"max_crashes must be 1 or more, got {self.max_crashes}"
             )
+
+    @property
+    def most_threads(self) -> int:
+        """The most threads that run jobs: more than there are slots have no use."""
+        return min(self.threads or self.slots.most, self.slots.most)
+
+
+def _check_threads(threads: object) -> None:
+    if threads is None:
+        return
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise JobValueError(
+            f"threads must be a whole number of 1 or more, got {threads!r};"
+            " None, the default, is one for each slot"
+        )
 
 
 def default_name() -> str:
@@ -143,20 +160,20 @@ def _kinds_of(
     return names
 
 
-def warn_small_pool(engine: Engine, slots: Slots, name: str) -> None:
+def warn_small_pool(engine: Engine, at_once: int, name: str) -> None:
     """Explain a pool that handlers will wait for; never a deadlock, but slow."""
     pool = engine.pool
     size = getattr(pool, "size", None)
     if size is None:
         return
     most = size() + max(0, getattr(pool, "_max_overflow", 0))
-    if getattr(pool, "_max_overflow", 0) == -1 or most >= slots.most:
+    if getattr(pool, "_max_overflow", 0) == -1 or most >= at_once:
         return
     log.warning(
-        "%s: the engine's pool has %s connections for %s slots: handlers that use"
-        " ctx.session will wait for one another; create_engine(..., pool_size=%s)",
+        "%s: the engine's pool has %s connections for %s jobs at once: handlers that"
+        " use ctx.session will wait for one another; create_engine(..., pool_size=%s)",
         name,
         most,
-        slots.most,
-        slots.most,
+        at_once,
+        at_once,
     )

@@ -54,6 +54,9 @@ class Runner(RunnerBase):
         kinds: Kinds or classes to run. Default every kind with a sync handler.
         concurrency: Jobs at once; ``(min, max)`` refills up to max only when fewer
             than min run. Default 10, or the sum of the slots per queue.
+        threads: Most threads that run jobs; claimed ones wait for a thread. Default
+            one for each slot. 2 or 3 are the fastest where jobs are short and use the
+            database; what waits for other things needs its slot's own.
         name: For logs and the runner's row. Default host and process id.
         lease: How long a claim holds between heartbeats, 3 s or more; it has nothing
             to do with how long jobs run. Default 30 s.
@@ -85,6 +88,7 @@ class Runner(RunnerBase):
         queues: Queues | None = None,
         kinds: Sequence[str | type[Any]] | None = None,
         concurrency: int | tuple[int, int] | None = None,
+        threads: int | None = None,
         name: str | None = None,
         lease: timedelta | None = None,
         poll: timedelta = timedelta(seconds=1),
@@ -103,6 +107,7 @@ class Runner(RunnerBase):
             queues=queues,
             kinds=kinds,
             concurrency=concurrency,
+            threads=threads,
             name=name,
             lease=lease,
             poll=poll,
@@ -251,7 +256,7 @@ class Runner(RunnerBase):
             self._plan = self._new_plan(burst=burst)
             if self._stopping:
                 self._plan.stop()
-        workers = Workers(self.name, self._work, self.options.slots.most)
+        workers = Workers(self.name, self._work, self.options.most_threads)
         self._open()
         try:
             self._loop(workers)
@@ -265,7 +270,7 @@ class Runner(RunnerBase):
             self._close()
 
     def _open(self) -> None:
-        warn_small_pool(self._engine, self.options.slots, self.name)
+        warn_small_pool(self._engine, self.options.most_threads, self.name)
         self._say_hello()
         self._settler = threading.Thread(
             target=self._settle_loop, name=f"{self.name}-settler", daemon=True

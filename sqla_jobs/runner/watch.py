@@ -190,7 +190,7 @@ class Watchdog(threading.Thread):
 
     def expect(self, attempt: Attempt) -> None:
         """Note a new attempt: wake up if its end is nearer than the next look."""
-        if _end_of(attempt)[0] < self._next:
+        if _end_of(attempt, time.monotonic())[0] < self._next:
             self._woken.set()
 
     def run(self) -> None:
@@ -207,7 +207,7 @@ class Watchdog(threading.Thread):
         for attempt in self.attempts():
             if attempt.ended or attempt.interruption is not None:
                 continue
-            end, why = _end_of(attempt)
+            end, why = _end_of(attempt, now)
             if end <= now:
                 self.interrupt(attempt, why)
             else:
@@ -264,9 +264,12 @@ class LoopWatch:
         self._asked_at = None
 
 
-def _end_of(attempt: Attempt) -> tuple[float, Interruption]:
+def _end_of(attempt: Attempt, now: float) -> tuple[float, Interruption]:
     margin = attempt.lease.total_seconds() * (1 - SELF_FENCE_AT)
     fence = attempt.held_until - margin
-    if attempt.ends_at is not None and attempt.ends_at < fence:
-        return attempt.ends_at, Interruption.TIMEOUT
+    ends_at = attempt.ends_at
+    if ends_at is None and attempt.timeout is not None:
+        ends_at = now + attempt.timeout.total_seconds()  # if it began now
+    if ends_at is not None and ends_at < fence:
+        return ends_at, Interruption.TIMEOUT
     return fence, Interruption.LOST

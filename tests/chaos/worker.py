@@ -136,8 +136,8 @@ def remove_fence() -> None:
             self._next_state = JobState.COMPLETED
         return True, cancel
 
-    def deaf(self: Attempt, why: Interruption) -> bool:
-        return why is not Interruption.LOST and interrupt(self, why)
+    def deaf(self: Attempt, why: Interruption, *, waiting: bool = False) -> bool:
+        return why is not Interruption.LOST and interrupt(self, why, waiting=waiting)
 
     Attempt._fence, Attempt.interrupt = unfenced, deaf  # type: ignore[method-assign]
 

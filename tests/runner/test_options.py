@@ -310,7 +310,7 @@ def test_pool_smaller_than_the_concurrency_is_explained_and_no_deadlock(
     assert Counter(kit.states()) == {"completed": 40}
     assert Counter(kit.notes()) == {"one": 40, "two": 40}
     (said,) = [m for m in caplog.messages if "pool" in m]
-    assert "1 connections for 20 slots" in said
+    assert "1 connections for 20 jobs at once" in said
     assert "pool_size=20" in said
 
 

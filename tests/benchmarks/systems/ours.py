@@ -42,7 +42,8 @@ from tests.benchmarks.systems.rows import Base, Effect
 
 SLOTS = 500
 THREADS = 100
-WRITERS = 20  # handlers that write at once: each needs a connection
+WRITERS = 20  # jobs that write, at once
+WRITING_THREADS = 2  # of a Runner: more fight for the interpreter's lock
 BATCH = 500
 counter: Counter
 
@@ -174,8 +175,9 @@ class SqlaJobs(System):
         packages=("sqla-jobs", "sqlalchemy", "psycopg", "asyncpg", "uvloop"),
         config=(
             f"AsyncRunner with {SLOTS} slots on uvloop and asyncpg; Runner with"
-            f" {THREADS} threads and psycopg; {WRITERS} handlers that write at once;"
-            f" batches of {BATCH}; jobs kept (default retention)"
+            f" {THREADS} threads and psycopg; jobs that write a row: {WRITERS} slots, in"
+            f" {WRITING_THREADS} threads; batches of {BATCH}; jobs kept (default"
+            " retention)"
         ),
         pending=(
             "SELECT EXISTS (SELECT FROM jobs WHERE state = 'available' AND NOT ordered)"
@@ -286,7 +288,8 @@ class SqlaJobs(System):
         if self.asynchronous:
             return self.work_on_loop(slots or SLOTS)
         maker = sessionmaker(self.engine())
-        Runner(maker, Job, concurrency=slots or THREADS).run()
+        threads = WRITING_THREADS if self.options.kind == "effect" else None
+        Runner(maker, Job, concurrency=slots or THREADS, threads=threads).run()
         return None
 
     async def work_on_loop(self, slots: int) -> None:

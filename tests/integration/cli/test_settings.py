@@ -78,6 +78,7 @@ TABLE = {
         None,
     ),
     "concurrency": (("--concurrency=1", 1), ("2", 2), ("[3, 4]", (3, 4)), None),
+    "threads": (("--threads=1", 1), ("2", 2), ("3", 3), None),
     "processes": (("--processes=2", 2), ("3", 3), ("4", 4), 1),
     "grace": (
         ("--grace=1", timedelta(seconds=1)),
@@ -175,6 +176,7 @@ def test_runner_takes_what_was_configured(
         lease = 8
         poll = 0.5
         listen_url = "postgresql+psycopg://me:secret@direct/db"
+        threads = 2
         processes = 4
     """
 
@@ -189,6 +191,7 @@ def test_runner_takes_what_was_configured(
         "kinds": "greet",
         "queues": "mail:3, sms:2",
         "concurrency": "5",
+        "threads": "2",
         "processes": "4",
         "grace": "7 s",
         "lease": "8 s",
