@@ -494,7 +494,10 @@ class RunnerBase(Upkeep):
         for attempt in attempts:
             attempt.draining = True
             if attempt.interrupt(Interruption.SHUTDOWN, waiting=True):
-                log.info("job %s: handed back before it began", attempt.job_id)
+                log.info(
+                    "job %s: handed back before it began",
+                    attempt.job_id, extra=log_fields(attempt),
+                )  # fmt: skip
                 self._settle_interrupted(attempt)
 
     def _say_hello(self) -> None:
