@@ -175,8 +175,8 @@ class SqlaJobs(System):
         packages=("sqla-jobs", "sqlalchemy", "psycopg", "asyncpg", "uvloop"),
         config=(
             f"AsyncRunner with {SLOTS} slots on uvloop and asyncpg; Runner with"
-            f" {THREADS} threads and psycopg; jobs that write a row: {WRITERS} slots, in"
-            f" {WRITING_THREADS} threads; batches of {BATCH}; jobs kept (default"
+            f" {THREADS} threads and psycopg; jobs that write a row: {WRITERS} slots,"
+            f" in {WRITING_THREADS} threads; batches of {BATCH}; jobs kept (default"
             " retention)"
         ),
         pending=(
