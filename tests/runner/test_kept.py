@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -203,20 +203,33 @@ async def nothing(job: Any, ctx: Any) -> None:
     """Do nothing."""
 
 
-def singles(kit: Kit, monkeypatch: pytest.MonkeyPatch, **options: Any) -> set[bool]:
-    """Run what is due; return whether claims that found something were single."""
-    once, found = Control.once, set[bool]()
+def noted(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Any], bool]) -> list[bool]:
+    """Return a list that gets, for each *wanted* answer, whether it was single."""
+    once, found = Control.once, list[bool]()
 
     def note(control: Control, work: Any, *, single: bool) -> Any:
         result = once(control, work, single=single)
-        match result:
-            case (float(), [_, *_]):  # of a claim: when it was sent, and its jobs
-                found.add(single)
+        if wanted(result):
+            found.append(single)
         return result
 
     monkeypatch.setattr(Control, "once", note)
-    kit.drain(**options)
     return found
+
+
+def is_claim(result: Any) -> bool:
+    """Return whether it is when a claim was sent, and the jobs that it found."""
+    match result:
+        case (float(), [_, *_]):
+            return True
+    return False
+
+
+def singles(kit: Kit, monkeypatch: pytest.MonkeyPatch, **options: Any) -> set[bool]:
+    """Run what is due; return whether claims that found something were single."""
+    found = noted(monkeypatch, is_claim)
+    kit.drain(**options)
+    return set(found)
 
 
 def test_claim_of_plain_jobs_is_a_single_statement(
@@ -244,18 +257,11 @@ def test_outcomes_are_single_statements(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Good or bad: what is missing in the answer is only looked at afterwards."""
-    once, found = Control.once, list[bool]()
-
-    def note(control: Control, work: Any, *, single: bool) -> Any:
-        result = once(control, work, single=single)
-        if isinstance(result, dict):
-            found.append(single)
-        return result
+    found = noted(monkeypatch, lambda result: isinstance(result, dict))
 
     async def fail(job: Any, ctx: Any) -> None:
         raise ValueError
 
-    monkeypatch.setattr(Control, "once", note)
     kit.handle(fail, Plain)
     kit.handle(nothing)
     kit.add(Task(), Plain(max_attempts=1))
@@ -302,15 +308,7 @@ def test_sweeps_need_a_transaction_only_for_more_than_looking(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To take back and to stage are two statements; the sign of life comes at first."""
-    once, sweeps = Control.once, list[bool]()
-
-    def note(control: Control, work: Any, *, single: bool) -> Any:
-        result = once(control, work, single=single)
-        if isinstance(result, Swept):
-            sweeps.append(single)
-        return result
-
-    monkeypatch.setattr(Control, "once", note)
+    sweeps = noted(monkeypatch, lambda result: isinstance(result, Swept))
     kit.handle(nothing)
     running = kit.run(poll=timedelta(milliseconds=20))
     kit.until(lambda: len(sweeps) > 5)

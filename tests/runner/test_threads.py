@@ -16,8 +16,10 @@ from sqlalchemy.orm import sessionmaker
 from sqla_jobs.handlers import Handler
 from sqla_jobs.models import job_tables
 from sqla_jobs.runner.attempt import Attempt, Interruption
+from sqla_jobs.runner.control import Control
 from sqla_jobs.runner.watch import Watchdog
 from tests.runner.harness import PATIENCE, Kit, Task
+from tests.runner.test_kept import is_claim
 
 SECOND = timedelta(seconds=1)
 
@@ -97,10 +99,10 @@ def test_timeout_counts_from_the_beginning(kit: Kit) -> None:
     """The time that a job waits for its thread is not its own."""
 
     def run(job: Any, ctx: Any) -> None:
-        time.sleep(0.6 if job.n == 1 else 0.0)
+        time.sleep(1.5 if job.n == 1 else 0.0)
 
     handle(kit, run)
-    kit.add(Task(n=1), Task(n=2, timeout=0.4 * SECOND))
+    kit.add(Task(n=1), Task(n=2, timeout=SECOND))
 
     kit.drain(**options(kit, concurrency=2, threads=1))
 
@@ -145,6 +147,31 @@ def test_stop_hands_back_what_waits(kit: Kit) -> None:
     assert kit.states() == ["completed", *["available"] * 3]
     assert len(waiting.ran) == 1
     assert kit.sql("SELECT sum(attempt) FROM jobs") == 1
+
+
+def test_stop_hands_back_what_is_being_claimed(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer of a claim may come after the stop: its jobs do not begin."""
+    once = Control.once
+
+    def stopping(control: Control, work: Any, *, single: bool) -> Any:
+        found = once(control, work, single=single)
+        if is_claim(found):
+            running.runner._begin_stop()
+        return found
+
+    waiting = Waiting()
+    waiting.go.set()
+    handle(kit, waiting)
+    monkeypatch.setattr(Control, "once", stopping)
+    running = kit.run(**options(kit, concurrency=2))
+
+    kit.add(Task(), Task())
+    running.join()
+
+    assert kit.states() == ["available", "available"]
+    assert waiting.ran == []
 
 
 def test_stop_hands_back_batches_that_wait(kit: Kit) -> None:
